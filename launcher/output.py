@@ -1,0 +1,64 @@
+"""What commands print: plain lines for people, one JSON document with ``--output json``.
+
+Results go to standard output, everything else (progress, warnings, errors) to standard error, so
+that a pipe sees results only. ``rich`` is imported only where a terminal shows a progress bar.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+# Control characters of a terminal: names and texts that come from files must not move the cursor.
+_CONTROL = {c: f"\\x{c:02x}" for c in [*range(0x20), *range(0x7F, 0xA0)] if c not in (0x09, 0x0A)}
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters escaped (tab and newline stay)."""
+    return text.translate(_CONTROL)
+
+
+def emit(ctx_format: str, document: Any, plain: Callable[[], Sequence[str]]) -> None:
+    """Print a command's result.
+
+    Args:
+        ctx_format: ``"text"`` or ``"json"``, the value of ``--output``.
+        document: what ``--output json`` prints; anything ``json`` can serialise.
+        plain: called for ``"text"`` only, returns the lines to print.
+    """
+    if ctx_format == "json":
+        click.echo(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
+        return
+    for line in plain():
+        click.echo(printable(line))
+
+
+def note(line: str) -> None:
+    """A line beside the result: progress in words, a warning, a hint. Goes to standard error."""
+    click.echo(printable(line), err=True)
+
+
+def stderr_is_terminal() -> bool:
+    """Whether progress bars make sense."""
+    return sys.stderr.isatty()
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Aligned columns as lines.
+
+    Args:
+        headers: one title a column.
+        rows: cells as text, one sequence a row, each as long as ``headers``.
+        right: indices of right-aligned columns.
+    """
+    widths = [max(len(h), *(len(r[i]) for r in rows)) if rows else len(h) for i, h in enumerate(headers)]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(parts).rstrip()
+
+    return [line(headers), line(["-" * w for w in widths]), *(line(r) for r in rows)]
