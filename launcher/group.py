@@ -1,0 +1,115 @@
+"""The click group: imports a command's module only when that command runs, and turns errors into exit codes.
+
+Heavy libraries (pydantic, jinja2, kubernetes, numpy) are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from launcher import __version__
+from launcher.cli import COMMANDS, OVERVIEW
+from launcher.errors import ExitCode, LauncherError, UsageError
+
+class LazyGroup(click.Group):
+    """A group whose subcommands live in modules of their own, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = importlib.import_module(entry[0]).command
+        return command
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(OVERVIEW)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            raise UsageError(
+                f"no command '{args[0]}'",
+                next_step=f"launcher {near[0]} --help" if near else "launcher --help",
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="launcher")
+@click.option("--debug", is_flag=True, help="Show a traceback with errors.")
+def cli(debug: bool) -> None:
+    """Submit, watch and collect runs that trace the influence of every response token."""
+
+
+def run(args: list[str]) -> int:
+    """Run one command line and return its exit code; prints errors as what, why and next step."""
+    debug = "--debug" in args
+    wants_json = _wants_json(args)
+    try:
+        result = cli.main(args=args, prog_name="launcher", standalone_mode=False)
+    except LauncherError as error:
+        if debug:
+            traceback.print_exc()
+        _print_error(error, wants_json)
+        return int(error.exit_code)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.Abort:
+        return int(ExitCode.INTERRUPTED)
+    except click.ClickException as error:
+        ctx = getattr(error, "ctx", None)
+        help_hint = f"{ctx.command_path} --help" if ctx is not None else "launcher --help"
+        _print_error(UsageError(error.format_message(), next_step=help_hint), wants_json)
+        return int(ExitCode.USAGE)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`launcher logs R | head`): nothing to say, and nobody to say it to.
+        sys.stderr.close()
+        return int(ExitCode.OK)
+    except Exception as error:  # the last resort: a bug, told as one
+        if debug:
+            traceback.print_exc()
+        _print_error(
+            LauncherError(
+                f"unexpected {type(error).__name__}: {error}",
+                why="this is a bug in the launcher or something it did not foresee",
+                next_step="run the same command with `launcher --debug ...` and report the traceback",
+            ),
+            wants_json,
+        )
+        return int(ExitCode.INTERNAL)
+    return int(result) if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    """Errors follow ``--output json`` too, even when parsing the arguments is what failed."""
+    return "--output=json" in args or any(
+        a in ("--output", "-o") and b == "json" for a, b in zip(args, args[1:], strict=False)
+    )
+
+
+def _print_error(error: LauncherError, wants_json: bool) -> None:
+    from launcher.output import printable
+
+    if wants_json:
+        click.echo(json.dumps(error.as_dict(), indent=2, sort_keys=True))
+        return
+    click.echo(printable(f"error: {error.what}"), err=True)
+    if error.why:
+        click.echo(printable(f"  why:  {error.why}"), err=True)
+    if error.next_step:
+        click.echo(printable(f"  next: {error.next_step}"), err=True)
