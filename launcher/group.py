@@ -10,12 +10,14 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 
 import click
 
 from launcher import __version__
 from launcher.cli import COMMANDS, OVERVIEW
 from launcher.errors import ExitCode, LauncherError, UsageError
+
 
 class LazyGroup(click.Group):
     """A group whose subcommands live in modules of their own, imported on use."""
@@ -47,7 +49,9 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="launcher")
 @click.option("--debug", is_flag=True, help="Show a traceback with errors.")
 def cli(debug: bool) -> None:
@@ -97,9 +101,7 @@ def run(args: list[str]) -> int:
 
 def _wants_json(args: Sequence[str]) -> bool:
     """Errors follow ``--output json`` too, even when parsing the arguments is what failed."""
-    return "--output=json" in args or any(
-        a in ("--output", "-o") and b == "json" for a, b in zip(args, args[1:], strict=False)
-    )
+    return "--output=json" in args or any(a in ("--output", "-o") and b == "json" for a, b in pairwise(args))
 
 
 def _print_error(error: LauncherError, wants_json: bool) -> None:
