@@ -120,13 +120,16 @@ class Attempt:
 
     def fenced(self) -> bool:
         """Whether a later attempt has taken over."""
-        return self._paths.attempt_numbers()[-1] > self.number
+        return self._highest() > self.number
 
     def require_unfenced(self) -> None:
         """Raises FencedError where a later attempt has taken over."""
-        highest = max(self._paths.attempt_numbers(), default=0)
+        highest = self._highest()
         if highest > self.number:
             raise FencedError(self._paths.attempt(highest), self.number, highest)
+
+    def _highest(self) -> int:
+        return max(self._paths.attempt_numbers(), default=0)
 
     def _update(self, **changes: Any) -> None:
         document = replace(self.record, **changes).to_dict()
@@ -164,7 +167,7 @@ def _remove_leftovers(paths: RunPaths, claimed: int) -> None:
 
     Not in ``attempts/``, where a lower attempt may write its end at this very moment.
     """
-    labels = {attempt_label(number) for number in range(1, claimed)}
+    labels = {attempt_label(number) for number in paths.attempt_numbers() if number < claimed}
     replays = [paths.replays_of(number) for number in paths.replayed_step_numbers()]
     for directory in (paths.steps_dir, *replays):
         remove_temporaries(directory, labels)

@@ -6,13 +6,13 @@ The order of the operations is the whole of it::
 
 The record's name is the commit: it is set by one atomic operation that fails where the name is taken, so of
 two attempts that get there at once exactly one has committed the step, and the output of the other is a
-replay. A crash before that leaves a temporary file (the next claim removes it) or an NPZ without a record,
-an *orphan*: no reader looks at it, and the next commit of the step uses it where its bytes are the same,
-and takes its place where not.
+replay. A crash before that leaves a temporary file (the next claim removes it) or an NPZ without a record, an
+*orphan*: no reader looks at it, and the next commit of the step uses it where its bytes are the same, and
+takes its place where they are not.
 
-Fencing without locks leaves one gap: an attempt that hangs inside the replacement of an orphan (on a stale
-network mount) until a later attempt has committed that very step would put its bytes there when it wakes
-up. They do not match the record then, and every reader says so.
+A filesystem has no fence: an attempt can hang after it looked (on a stale network mount, say), and go on when
+a later one has committed. So an orphan is moved aside, not overwritten, and whoever then finds that the step
+is committed after all puts it back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ from influence.rundir.clock import utc_now
 from influence.rundir.errors import ConflictError, RunDirError, StorageError
 from influence.rundir.files import (
     make_dir,
+    moved_aside,
     publish,
-    set_aside,
     sha256_file,
     temporary,
     write_atomic,
@@ -139,31 +139,43 @@ class StepWriter:
         make_dir(self._paths.steps_dir)
         if os.path.lexists(record_path):
             return None
-        orphan: Path | None = None
-        with temporary(npz_path, data, label=self._label) as tmp:
+        orphans: list[Path] = []
+        with ExitStack() as leftovers:
+            tmp = leftovers.enter_context(temporary(npz_path, data, label=self._label))
+            while True:
+                self._attempt.require_unfenced()
+                try:
+                    publish(tmp, npz_path, exclusive=True)
+                    break
+                except FileExistsError:
+                    if os.path.lexists(record_path):
+                        return None
+                if self._holds(npz_path, record):
+                    break
+                orphans.append(leftovers.enter_context(moved_aside(npz_path, label=self._label)))
+                if self._overtaken(record, orphans):
+                    return None
             self._attempt.require_unfenced()
             try:
-                publish(tmp, npz_path, exclusive=True)
+                write_json(record_path, record.to_dict(), exclusive=True, label=self._label)
             except FileExistsError:
-                if os.path.lexists(record_path):
-                    return None
-                if not self._holds(npz_path, record):
-                    orphan = set_aside(npz_path, label=self._label)
-                    self._attempt.require_unfenced()
-                    publish(tmp, npz_path, exclusive=False)
-        try:
-            self._attempt.require_unfenced()
-            write_json(record_path, record.to_dict(), exclusive=True, label=self._label)
-        except FileExistsError:
-            # The orphan was no orphan: its attempt had hung, and woke up to write its record after all.
-            if orphan and self._holds(orphan, read_record(self._paths, record.step)):
-                publish(orphan, npz_path, exclusive=False)
-            return None
-        finally:
-            if orphan:
-                with suppress(OSError):
-                    orphan.unlink()
+                self._overtaken(record, orphans)
+                return None
         return record
+
+    def _overtaken(self, record: CommitRecord, orphans: list[Path]) -> bool:
+        """Whether the step was committed meanwhile; if with an NPZ that we took for an orphan, it goes back.
+
+        Two ways lead here: we hung before moving the orphan, and the next attempt committed the step; or
+        the orphan's own attempt had hung, and wrote its record after all.
+        """
+        if not os.path.lexists(self._paths.step_record(record.step)):
+            return False
+        committed = read_record(self._paths, record.step)
+        for orphan in orphans:
+            if self._holds(orphan, committed):
+                publish(orphan, committed.npz(self._paths), exclusive=False)
+        return True
 
     def _commit_replay(self, record: CommitRecord, data: bytes) -> CommitRecord:
         """A commit of a step that has one; beside it, never over it."""

@@ -89,7 +89,7 @@ class Fields:
         for key, value in self.mapping(name).items():
             if isinstance(value, str) and value in _NONFINITE:
                 numbers[key] = _NONFINITE[value]
-            elif type(value) in (int, float):
+            elif type(value) is float or (type(value) is int and abs(value) <= _MAX_INT):
                 numbers[key] = float(value)
             else:
                 raise self.error(f"{name}.{key} is {_shown(value)}, not a number")

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,18 +73,25 @@ def publish(tmp: Path, path: Path, *, exclusive: bool) -> None:
         raise StorageError.from_os_error(error, path, "writing") from None
 
 
-def set_aside(path: Path, *, label: str) -> Path | None:
-    """A second, temporary name for a file that is about to be replaced; None where it cannot have one."""
+@contextmanager
+def moved_aside(path: Path, *, label: str) -> Iterator[Path]:
+    """A file, if it is there, under a temporary name; gone at the end unless it was renamed again."""
     tmp = _temporary_name(path, label)
     try:
-        os.link(path, tmp, follow_symlinks=False)
-    except OSError:
-        return None
-    return tmp
+        try:
+            os.rename(path, tmp)  # noqa: PTH104 - beside os.link and os.replace
+        except FileNotFoundError:
+            pass  # somebody else has moved it
+        except OSError as error:
+            raise StorageError.from_os_error(error, path, "moving") from None
+        yield tmp
+    finally:
+        with suppress(OSError):
+            tmp.unlink()
 
 
 def _temporary_name(path: Path, label: str) -> Path:
-    return path.with_name(f".{path.name}.{label}.{os.getpid()}-{secrets.token_hex(4)}{_TMP_SUFFIX}")
+    return path.with_name(f".{path.name}.{label}.{os.getpid()}-{os.urandom(4).hex()}{_TMP_SUFFIX}")
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -179,9 +185,10 @@ def open_inside(root_dir: Path, path: Path) -> Iterator[BinaryIO]:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise CorruptError(path, "leads through a symbolic link or a file, which no run has") from None
         raise StorageError.from_os_error(error, path, "reading") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CorruptError(path, "is not a regular file")
     with os.fdopen(fd, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CorruptError(path, "is not a regular file")
         yield stream
 
 

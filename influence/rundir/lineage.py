@@ -83,15 +83,15 @@ def _first(records: list[CommitRecord]) -> dict[int, CommitRecord]:
 def _final(records: list[CommitRecord]) -> dict[int, CommitRecord]:
     if not records:
         return {}
-    by_attempt_and_step = {(record.attempt, record.step): record for record in records}
     last = max(records, key=lambda record: (record.step, record.attempt))
-    chosen = {}
-    for attempt, first_step, last_step in last.lineage:
-        for step in range(first_step, (last_step or last.step) + 1):
-            record = by_attempt_and_step.get((attempt, step))
-            if record is not None:
-                chosen[step] = record
-    return chosen
+    segments = {segment.attempt: segment for segment in last.lineage}
+    chosen = [
+        record
+        for record in records
+        if (segment := segments.get(record.attempt)) is not None
+        and segment.first_step <= record.step <= (segment.last_step or last.step)
+    ]
+    return {record.step: record for record in sorted(chosen, key=lambda record: record.step)}
 
 
 def _foreign(record: CommitRecord, own_hash: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from influence.rundir.arrays import Float32, Int64, StepArrays
-from influence.rundir.errors import CorruptError
+from influence.rundir.errors import CorruptError, RunDirError
 from influence.rundir.files import read_inside
 from influence.rundir.lineage import Lineage, committed_steps, compare
 from influence.rundir.npz import decode, first_positions
@@ -104,13 +104,14 @@ def load_step(run_dir: Path | str | RunPaths, step: int, lineage: Lineage = "fin
 
     Raises:
         NotARunError: there is no ``run.json``.
-        CorruptError: the step is not committed, or its file is missing, torn or altered; names the file.
+        RunDirError: the step is not committed.
+        CorruptError: its file is missing, torn or altered; names the file.
         SchemaVersionError, StorageError: as reading any file of a run.
     """
     paths = run_dir if isinstance(run_dir, RunPaths) else RunPaths(Path(run_dir))
     record = committed_steps(paths, lineage).get(step)
     if record is None:
-        raise CorruptError(
+        raise RunDirError(
             paths.step_record(step),
             f"step {step} is not committed",
             "wait for the run, or choose one of the committed steps",

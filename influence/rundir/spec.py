@@ -84,9 +84,13 @@ class RunSpec:
             provenance=fields.mapping("provenance"),
             wandb=fields.mapping("wandb"),
         )
-        if (actual := spec_hash(run_spec.spec)) != run_spec.spec_hash:
+        try:
+            actual = spec_hash(run_spec.spec)
+        except (ValueError, RecursionError) as error:
+            raise fields.error(f"spec is none that could have been written ({error})") from None
+        if actual != run_spec.spec_hash:
             raise fields.error(
-                f"spec_hash says {run_spec.spec_hash[:80]!r}, the spec has {actual}: it was altered"
+                f"spec_hash is {run_spec.spec_hash[:80]!a}, the spec's is {actual}: one was altered"
             )
         return run_spec
 
