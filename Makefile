@@ -1,0 +1,42 @@
+# make demo, make test and make lint each set up what they need, and can be repeated.
+VENV ?= .venv
+export VENV
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-fast lint format lock build clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+setup:  ## the virtual environment with torch, verl and this project
+	@scripts/setup.sh
+
+demo: setup  ## two GRPO steps of stock verl on this CPU, every response token traced, results collected and shown
+	@$(BIN)/python scripts/demo.py
+
+test: setup  ## every test, with real verl (minutes)
+	@$(PYTEST)
+
+test-fast: setup  ## the tests that need seconds
+	@$(PYTEST) -m "not slow"
+
+lint: setup  ## ruff, mypy --strict, import directions, shell syntax
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@bash -n scripts/setup.sh .ci/run
+
+format: setup  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+lock: setup  ## resolve constraints.txt anew from pyproject.toml and constraints.in
+	@VIRTUAL_ENV=$(VENV) $$(command -v uv || echo $(BIN)/uv) pip compile --quiet --universal --python-version 3.11 \
+	    --all-extras --constraint constraints.in --no-header --no-annotate pyproject.toml --output-file constraints.txt
+
+build: setup  ## the wheel and the source distribution, in dist/
+	@$(BIN)/python -m hatchling build
+
+clean:  ## delete the demo's output and the tools' caches (not the environment, not runs/)
+	@rm -rf .demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
