@@ -267,7 +267,7 @@ def _conflict(paths: RunPaths, difference: Sequence[str]) -> ConflictError:
     return ConflictError(
         f"run '{paths.name}' exists with another spec; nothing was changed",
         why="there -> now:\n" + "\n".join(f"          {line}" for line in difference),
-        next_step="give this one another name (--name or --suffix), or submit the settings of the existing run",
+        next_step="give this one another name (--name or --suffix), or submit the existing run's settings",
     )
 
 

@@ -69,9 +69,8 @@ def lacking(spec: Mapping[str, Any], machine: Machine) -> list[str]:
         lines.append(f"{hardware['nodes']} nodes; this is one machine")
     if hardware["device"] == "cuda" and machine.num_gpus < hardware["ranks_per_node"]:
         product = f" ({hardware['gpu_product']})" if hardware["gpu_product"] else ""
-        lines.append(
-            f"{_count(hardware['ranks_per_node'], 'GPU')}{product}; this machine has {machine.num_gpus or 'none'}"
-        )
+        needed = _count(hardware["ranks_per_node"], "GPU")
+        lines.append(f"{needed}{product}; this machine has {machine.num_gpus or 'none'}")
     if machine.num_cpus < hardware["cpus"]:
         lines.append(f"{_count(hardware['cpus'], 'CPU')}; this machine lets it use {machine.num_cpus:g}")
     memory_bytes = parse_bytes(hardware["memory"])

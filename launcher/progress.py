@@ -119,7 +119,8 @@ def _display() -> Iterator[Display]:
     # What comes from a run's files is shown as text: no markup in it is obeyed.
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-        MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TextColumn("{task.fields[line]}", markup=False),
+        MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
+        TextColumn("{task.fields[line]}", markup=False),
         console=Console(stderr=True), transient=True,
     ) as progress:  # fmt: skip
         yield _Bar(progress)
@@ -162,7 +163,7 @@ class _Lines:
 
 
 def progress_line(status: RunStatus) -> str:
-    """State, progress and reason in one line: ``RUNNING  steps 1/2, attempt 1, last step 4 s ago: the trainer runs``."""
+    """State, progress and reason: ``RUNNING  steps 1/2, attempt 1, last step 4 s ago: the trainer runs``."""
     return f"{status.state}  {', '.join(progress_parts(status))}: {status.reason}"
 
 

@@ -57,7 +57,7 @@ class AttemptProcess:
             env={**environment, **dict([marker(paths)])},
             start_new_session=True,
             # When the supervisor is killed, the attempt ends as if it were preempted.
-            preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509  this process has one thread
+            preexec_fn=die_with_parent(signal.SIGTERM),
         )
         # A child that ended at once is a zombie without a start token worth having: any will do,
         # since its number cannot be reused before it is reaped.

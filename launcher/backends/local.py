@@ -67,8 +67,8 @@ class LocalBackend:
             raise BackendError(
                 f"run '{paths.name}' is supervised on another machine, {record.host}",
                 why="two supervisors of one run would take the run from each other",
-                next_step=f"submit there; or, when {record.host} is gone for good, remove {paths.supervisor_json} "
-                "and submit here",
+                next_step=f"submit there; or, when {record.host} is gone for good, remove "
+                f"{paths.supervisor_json} and submit here",
             )
         standing = journal.cancel_request(paths)
         answer = start_supervisor(paths, withdraw_cancel=standing, command=self._command)
@@ -83,7 +83,7 @@ class LocalBackend:
     def list(self) -> dict[str, BackendFacts]:
         return {name: self.get(name) for name in run_names(self.root)}
 
-    def attempts(self, run: str) -> list[int]:
+    def attempts(self, run: str) -> Sequence[int]:
         paths = RunPaths.of(self.root, run)
         return [number for number in paths.attempt_numbers() if paths.log(number).is_file()]
 
@@ -143,7 +143,8 @@ class LocalBackend:
         phase, reason = _phase(record, cancelled)
         return BackendFacts(
             backend=self.name, phase=phase, reason=reason,
-            num_charged=record.num_charged if record else None, started_at=record.started_at if record else None,
+            num_charged=record.num_charged if record else None,
+            started_at=record.started_at if record else None,
         )  # fmt: skip
 
 

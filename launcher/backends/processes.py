@@ -150,8 +150,8 @@ def stop_family(
     """Stop a leader with grace, then everybody that it leaves behind.
 
     The leader alone gets the first SIGTERM, as PID 1 of a container would: it decides in which order
-    its own children end. After ``grace_s`` seconds, or when it is gone, the rest of the family gets SIGTERM,
-    and ``settle_s`` seconds later whoever is left, the leader included, gets SIGKILL.
+    its own children end. After ``grace_s`` seconds it gets SIGKILL. When it is gone, the rest of the family
+    gets SIGTERM, and whoever is left ``settle_s`` seconds later SIGKILL.
 
     Args:
         find: who belongs to the family now; asked again and again, since a family can grow.
@@ -162,6 +162,7 @@ def stop_family(
     """
     if leader is not None and leader.send(signal.SIGTERM):
         _wait(lambda: not leader.alive(), grace_s, pause)
+        leader.send(signal.SIGKILL)
     told: set[ProcessId] = {leader} if leader is not None else set()
 
     def nobody_left_after(signum: signal.Signals, *, repeat: bool) -> bool:

@@ -214,8 +214,9 @@ class Supervisor:
         """Wait for the next attempt, or for a wish to stop."""
         start_at = time.monotonic() + decision.wait_s
         self._publish(
-            phase=SupervisorPhase.BACKING_OFF, reason=decision.reason, num_charged=decision.budget.num_charged,
-            attempt_pid=None, attempt_start_token=None, next_attempt_at_s=time.time() + decision.wait_s,
+            phase=SupervisorPhase.BACKING_OFF, reason=decision.reason,
+            num_charged=decision.budget.num_charged, next_attempt_at_s=time.time() + decision.wait_s,
+            attempt_pid=None, attempt_start_token=None,
         )  # fmt: skip
         while (left_s := start_at - time.monotonic()) > 0 and self._wish_to_stop() is None:
             self._signals.wait(min(_IDLE_S, left_s))

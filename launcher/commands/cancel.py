@@ -16,8 +16,10 @@ from launcher.states import State
 
 @click.command("cancel")
 @click.argument("run")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS",
-              help="How long to wait for the end; by default the run's grace period and a minute.")  # fmt: skip
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="How long to wait for the end; by default the run's grace period and a minute.",
+)  # fmt: skip
 @root_option
 @output_option
 def command(run: str, timeout_s: float | None, root: Path, output_format: str) -> int:
@@ -47,9 +49,8 @@ def command(run: str, timeout_s: float | None, root: Path, output_format: str) -
 
     def plain() -> list[str]:
         if changed:
-            return [
-                f"{run}: cancelled; {after.steps_committed} of {after.total_steps} steps are committed and kept"
-            ]
+            kept = f"{after.steps_committed} of {after.total_steps} steps are committed and kept"
+            return [f"{run}: cancelled; {kept}"]
         return [f"{run}: already {after.state} ({after.reason}); nothing to cancel"]
 
     emit(output_format, after.to_dict() | {"changed": changed}, plain)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @click.command("submit")
 @run_options
-@click.option("--backend", "backend_name", type=click.Choice(list(BACKENDS)), default="local", show_default=True,
-              help="Where the run executes.")  # fmt: skip
 @click.option(
-    "--follow",
-    "follow_run",
-    is_flag=True,
+    "--backend", "backend_name", type=click.Choice(list(BACKENDS)), default="local", show_default=True,
+    help="Where the run executes.",
+)  # fmt: skip
+@click.option(
+    "--follow", "follow_run", is_flag=True,
     help="Show progress until the run ends: exit 0, 100 failed, 103 cancelled.",
-)
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @root_option
 @output_option
@@ -38,8 +38,8 @@ def command(
 ) -> int:
     """Start a run of a preset, or adopt the one that exists.
 
-    The same name with the same spec adopts the existing run: one under way is left alone, one that failed, was
-    cancelled or lost its supervisor is started again with fresh retries, a complete one is done.
+    The same name with the same spec adopts the existing run: one under way is left alone; one that failed,
+    was cancelled or lost its supervisor is started again with fresh retries; a complete one is done.
     The same name with another spec is refused with the difference, and nothing is changed.
     """
     backend = open_backend(backend_name, root)
@@ -48,14 +48,20 @@ def command(
     if plan.action in (Action.CREATE, Action.RESTART):
         require_room(backend, run, request_words(request))
     if dry_run:
-        emit(output_format, _plan_document(plan, root) | {"spec": run.spec}, lambda: _plan_lines(plan))
+        emit(output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan))
         return int(ExitCode.OK)
+    return submit(backend, root, plan, follow_run=follow_run, output_format=output_format)
+
+
+def submit(backend: Backend, root: Path, plan: Plan, *, follow_run: bool, output_format: str) -> int:
+    """Carry out a plan and report; returns the exit code."""
+    run = plan.run.run
     started = carry_out(backend, plan)
     if follow_run:
         note(plan.sentence)
-        return _follow(backend, root, run.run, output_format)
-    status = run_status(backend, root, run.run)
-    document = _plan_document(plan, root) | {"started": started, "status": status.to_dict()}
+        return _follow(backend, root, run, output_format)
+    status = run_status(backend, root, run)
+    document = _plan_document(plan) | {"started": started, "status": status.to_dict()}
     emit(output_format, document, lambda: _started_lines(plan, status, started=started))
     return int(ExitCode.OK)
 
@@ -64,9 +70,7 @@ def _follow(backend: Backend, root: Path, run: str, output_format: str) -> int:
     try:
         status = follow(lambda: run_status(backend, root, run), LastLogLine(backend.read_log))
     except KeyboardInterrupt:
-        note(
-            f"run {run} goes on; see it again with `launcher status {run} --watch`, stop it with `launcher cancel {run}`"
-        )
+        note(f"run {run} goes on; `launcher status {run} --watch` shows it, `launcher cancel {run}` stops it")
         return int(ExitCode.INTERRUPTED)
     emit(output_format, status.to_dict(), lambda: detail_lines(status))
     return int(status.exit_code)
@@ -83,7 +87,7 @@ def request_words(request: RunRequest) -> list[str]:
     return words
 
 
-def _plan_document(plan: Plan, root: Path) -> dict[str, object]:
+def _plan_document(plan: Plan) -> dict[str, object]:
     return {
         "run": plan.run.run,
         "action": plan.action.value,
@@ -91,7 +95,6 @@ def _plan_document(plan: Plan, root: Path) -> dict[str, object]:
         "run_dir": str(plan.paths.root_dir),
         "spec_hash": plan.run.spec_hash,
         "wandb": plan.run.wandb,
-        "root": str(root),
     }
 
 

@@ -67,7 +67,9 @@ def main() -> int:
             attempt.finish(75, "SIGTERM")
             return 75
         elif word.endswith("orphan"):
-            leave_orphan(orders_file.with_name("orphans"), bare=word.startswith("bare"), deaf=word.startswith("deaf"))
+            leave_orphan(
+                orders_file.with_name("orphans"), bare=word.startswith("bare"), deaf=word.startswith("deaf")
+            )
     return 0
 
 
@@ -91,7 +93,7 @@ def leave_orphan(register: Path, *, bare: bool, deaf: bool) -> None:
             os.write(writer, b"!")
             os.close(writer)
             sleeper = [sys.executable, "-c", "import time; time.sleep(1000)"]
-            os.execve(sys.executable, sleeper, {} if bare else dict(os.environ))
+            os.execve(sys.executable, sleeper, {} if bare else dict(os.environ))  # noqa: S606
         os._exit(0)
     os.wait()
     os.close(writer)
@@ -103,8 +105,8 @@ def arrays(step: int) -> StepArrays:
     rows = np.arange(2)
     return StepArrays(
         row_offsets=np.array([0, 2, 3]), scores=np.array([step, 1, 2], np.float32), row_id=rows,
-        prompt_index=np.zeros(2, np.int64), session_id=rows, uid=["u", "u"], reward=np.array([1, 0], np.float32),
-        accepted=np.array([True, False]), scored=np.array([True, True]), group_id=np.zeros(2, np.int64),
+        prompt_index=np.zeros(2, np.int64), session_id=rows, group_id=np.zeros(2, np.int64), uid=["u", "u"],
+        reward=np.array([1, 0], np.float32), accepted=np.array([True, False]), scored=np.array([True, True]),
         response_length=np.array([2, 1]),
     )  # fmt: skip
 

@@ -33,7 +33,9 @@ SPEC: dict[str, Any] = {
     "code": {"version": "0.1.0", "git_commit": None, "dirty": None, "diff_sha256": None},
     "training": {"total_steps": 2, "prompts_per_step": 1, "responses_per_prompt": 2},
     "data": {"max_response_length": 16},
-    "hardware": {"device": "cpu", "nodes": 1, "ranks_per_node": 1, "gpu_product": None, "cpus": 1, "memory": "1Mi"},
+    "hardware": {
+        "device": "cpu", "nodes": 1, "ranks_per_node": 1, "gpu_product": None, "cpus": 1, "memory": "1Mi",
+    },
     "retry": {"backoff_limit": 2, "backoff_s": 0.01, "grace_period_s": 30, "deadline_s": 600},
 }  # fmt: skip
 
@@ -141,6 +143,15 @@ def launcher(*args: str, root: Path, **options: Any) -> subprocess.CompletedProc
         [sys.executable, "-m", "launcher", *args],
         env={**os.environ, "INFL_ROOT": str(root), "PYTHONPATH": python_path()},
         capture_output=True, text=True, check=False, timeout=GENEROUS_S, **options,
+    )  # fmt: skip
+
+
+def supervise(run_dir: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a supervisor in the foreground."""
+    return subprocess.run(
+        [sys.executable, "-m", "launcher.backends.supervisor", "--run-dir", str(run_dir), *command],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        capture_output=True, text=True, check=False, timeout=GENEROUS_S,
     )  # fmt: skip
 
 

@@ -68,7 +68,14 @@ def test_step_bytes_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("text", "num_bytes"),
-    [("1", 1), ("8Gi", 8 * 2**30), ("1500Gi", 1500 * 2**30), ("1.5G", 1_500_000_000), ("2k", 2000), ("0.5Ki", 512)],
+    [
+        ("1", 1),
+        ("8Gi", 8 * 2**30),
+        ("1500Gi", 1500 * 2**30),
+        ("1.5G", 1_500_000_000),
+        ("2k", 2000),
+        ("0.5Ki", 512),
+    ],
 )
 def test_quantities(text: str, num_bytes: int) -> None:
     assert parse_bytes(text) == num_bytes
@@ -121,6 +128,8 @@ def test_cgroup_limits_above_the_own_group_hold_too(monkeypatch: pytest.MonkeyPa
 
 
 def test_looking_at_the_machine_imports_no_torch() -> None:
-    code = "import sys; from launcher.machine import this_machine; this_machine(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from launcher.machine import this_machine; this_machine(); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -21,7 +21,12 @@ from launcher.backends.retry import (
 POLICY = RetryPolicy(backoff_limit=2, backoff_s=10, grace_period_s=30, deadline_s=1000)
 
 
-def after(exit_code: int, budget: Budget = Budget(), *, complete: bool = False, progressed: bool = False) -> Decision:  # noqa: B008
+FRESH = Budget()
+
+
+def after(
+    exit_code: int, budget: Budget = FRESH, *, complete: bool = False, progressed: bool = False
+) -> Decision:
     return decide(AttemptEnd(exit_code=exit_code, complete=complete, progressed=progressed), budget, POLICY)
 
 

@@ -1,4 +1,4 @@
-"""The state machine, by table: backend facts x run-directory facts -> state, reason, next command, exit code."""
+"""The state machine, by table: backend facts x run-directory facts -> state, reason, next command."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ def test_table_covers_every_phase() -> None:
 
 
 def test_the_backends_reason_is_shown_and_a_contradiction_is_told() -> None:
-    assert derive(backend(Phase.LOST, "its supervisor is gone"), run(1), now_s=NOW_S).reason == "its supervisor is gone"
+    assert (
+        derive(backend(Phase.LOST, "its supervisor is gone"), run(1), now_s=NOW_S).reason
+        == "its supervisor is gone"
+    )
     complete = derive(backend(Phase.LOST, "its supervisor is gone"), run(2), now_s=NOW_S)
     assert complete.reason == "all steps are committed (its supervisor is gone)"
     hollow = derive(backend(Phase.COMPLETED), run(0), now_s=NOW_S)
@@ -97,7 +100,9 @@ def test_a_poll_that_failed_is_not_settled() -> None:
 
 
 def test_age_of_the_last_step_never_runs_backwards() -> None:
-    assert derive(backend(Phase.EXECUTING), run(1, last_step_at_s=NOW_S - 4), now_s=NOW_S).last_step_age_s == 4
+    assert (
+        derive(backend(Phase.EXECUTING), run(1, last_step_at_s=NOW_S - 4), now_s=NOW_S).last_step_age_s == 4
+    )
     ahead = derive(backend(Phase.EXECUTING), run(1, last_step_at_s=NOW_S + 4), now_s=NOW_S)
     assert ahead.last_step_age_s == 0
 
@@ -114,6 +119,9 @@ def test_every_combination_has_a_state_a_reason_and_an_exit_code(
     assert status.exit_code == ended.get(status.state, ExitCode.RUN_UNFINISHED)
     assert status.settled == (status.state in ended)
     if facts.complete:  # nothing but live work hides that everything is there
-        assert status.state in {State.SUCCEEDED, *(s for s in State if not s.terminal and s is not State.UNKNOWN)}
+        assert status.state in {
+            State.SUCCEEDED,
+            *(s for s in State if not s.terminal and s is not State.UNKNOWN),
+        }
     if status.state is State.SUCCEEDED:
         assert facts.complete or total is None

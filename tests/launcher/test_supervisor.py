@@ -1,11 +1,9 @@
-"""The supervisor with real processes: a fake trainer that honours the run directory stands in for training."""
+"""The supervisor with real processes: a fake trainer that honours the run directory."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +14,16 @@ from launcher.backends.attempt import marker
 from launcher.backends.journal import Outcome, SupervisorPhase
 from launcher.backends.processes import ProcessId
 from launcher.states import State
-from tests.launcher.local_run import LocalRun, python_path, wait_for
+from tests.launcher.local_run import LocalRun, supervise, wait_for
 
 
 def test_success_in_one_attempt(local_run: LocalRun) -> None:
     status = local_run.order(["commit 1", "commit 2", "exit 0"]).start().wait_settled()
     assert (status.state, status.steps_committed, status.attempt) == (State.SUCCEEDED, 2, 1)
     assert status.charged_retries == 0
-    assert [(e["attempt"], e["exit_code"], e["num_committed"]) for e in local_run.events("attempt_ended")] == [(1, 0, 2)]
+    assert [
+        (e["attempt"], e["exit_code"], e["num_committed"]) for e in local_run.events("attempt_ended")
+    ] == [(1, 0, 2)]
     assert local_run.events("run_ended")[0]["outcome"] == "succeeded"
     wait_for(lambda: not local_run.supervisor().alive())
 
@@ -46,7 +46,9 @@ def test_fatal_codes_are_not_retried(local_run: LocalRun, code: int) -> None:
 
 
 def test_exit_75_is_retried_without_charge(local_run: LocalRun) -> None:
-    local_run.order(["exit 75"], ["exit 75"], ["exit 75"], ["commit 1", "commit 2", "exit 0"], backoff_limit=0)
+    local_run.order(
+        ["exit 75"], ["exit 75"], ["exit 75"], ["commit 1", "commit 2", "exit 0"], backoff_limit=0
+    )
     status = local_run.start().wait_settled()
     assert (status.state, status.attempt, status.charged_retries) == (State.SUCCEEDED, 4, 0)
     assert [e["charged"] for e in local_run.events("decided")] == [False, False, False, False]
@@ -63,7 +65,7 @@ def test_a_killed_attempt_is_retried_and_keeps_its_step(local_run: LocalRun) -> 
 
 
 def test_exit_0_without_the_steps_is_charged(local_run: LocalRun) -> None:
-    status = local_run.order(["commit 1", "exit 0"], backoff_limit=1).start().wait_settled()
+    status = local_run.order(["commit 1", "exit 0"], ["exit 0"], backoff_limit=1).start().wait_settled()
     assert (status.state, status.steps_committed) == (State.FAILED, 1)
     assert "before all steps were committed" in status.reason
 
@@ -186,10 +188,7 @@ def test_a_second_supervisor_leaves_the_run_to_the_first(local_run: LocalRun) ->
     first = local_run.supervisor()
     local_run.wait_for_log("hang")
     assert not local_run.backend.submit(local_run.paths, local_run.run)
-    by_hand = subprocess.run(
-        [sys.executable, "-m", "launcher.backends.supervisor", "--run-dir", local_run.paths.root_dir, *local_run.command],
-        env={**os.environ, "PYTHONPATH": python_path()}, check=False, timeout=60,
-    )  # fmt: skip
+    by_hand = supervise(local_run.paths.root_dir, *local_run.command)
     assert by_hand.returncode == 0
     assert local_run.supervisor() == first
     assert len(local_run.pids("starts")) == 1
@@ -198,21 +197,14 @@ def test_a_second_supervisor_leaves_the_run_to_the_first(local_run: LocalRun) ->
 def test_in_the_foreground_it_tells_by_its_exit_code(local_run: LocalRun) -> None:
     """For a process manager of one's own, such as systemd."""
     local_run.order(["exit 78"], ["commit 1", "commit 2", "exit 0"])
-    command = [sys.executable, "-m", "launcher.backends.supervisor", "--run-dir", local_run.paths.root_dir]
-    environment = {**os.environ, "PYTHONPATH": python_path()}
-    for expected in (1, 0):
-        done = subprocess.run(
-            [*command, *local_run.command], env=environment, check=False, timeout=60, capture_output=True, text=True
-        )
+    for expected, decision in ((1, "fail"), (0, "succeed")):
+        done = supervise(local_run.paths.root_dir, *local_run.command)
         assert done.returncode == expected, done.stderr
-    assert "decision=fail" in Path(local_run.paths.events_jsonl).read_text().replace('"decision": "fail"', "decision=fail")
+        assert local_run.events("decided")[-1]["decision"] == decision
 
 
 def test_a_directory_that_is_no_run_is_refused_with_a_reason(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher.backends.supervisor", "--run-dir", tmp_path / "infl-none-0221"],
-        env={**os.environ, "PYTHONPATH": python_path()}, check=False, timeout=60, capture_output=True, text=True,
-    )  # fmt: skip
+    done = supervise(tmp_path / "infl-none-0221")
     assert done.returncode == 1
     assert "no run.json" in done.stderr
     assert "Traceback" not in done.stderr
@@ -233,7 +225,9 @@ def test_history_survives_a_torn_line(local_run: LocalRun) -> None:
     assert [event["event"] for event in journal.read_events(local_run.paths)] == ["one", "two"]
 
 
-def test_attempts_carry_the_marker_and_no_other_runs(local_run: LocalRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_carry_the_marker_and_no_other_runs(
+    local_run: LocalRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("INFL_RUN_DIR", "/some/other/run")
     local_run.order(["hang"]).start()
     local_run.wait_for_log("hang")
