@@ -227,7 +227,7 @@ def _next_command(state: State, backend: BackendFacts, run: RunFacts) -> str | N
         return None
     if state is State.SUCCEEDED:
         return f"launcher collect --run {run.run}"
-    if backend.phase is Phase.FAILED and run.attempt is not None:
+    if backend.phase is Phase.FAILED:
         return f"launcher logs {run.run}"
     if state in (State.FAILED, State.CANCELLED) or backend.phase is Phase.NEVER_STARTED:
         return run.submit_command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,12 @@ def marker(paths: RunPaths) -> tuple[str, str]:
     return MARKER, str(paths.root_dir.resolve())
 
 
+_MOST_WORDS_BYTES = 2**16
+_LONGEST_WORDS = 300
+# A line of the supervisor itself begins with the time.
+_OWN_LINE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T")
+
+
 @dataclass(slots=True)
 class AttemptProcess:
     """The trainer's first process; start it with :meth:`start`."""
@@ -29,30 +36,32 @@ class AttemptProcess:
     process: ProcessId
     highest_before: int
     """The highest attempt number claimed before the start, 0 if there was none."""
+    words_from_bytes: int = 0
+    """Where in the supervisor's log its standard error begins."""
     exit_code: int | None = None
     """Set once it has ended; negative: killed by that signal."""
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @classmethod
-    def start(
-        cls, paths: RunPaths, command: Sequence[str], output: int, environment: Mapping[str, str]
-    ) -> AttemptProcess:
+    def start(cls, paths: RunPaths, command: Sequence[str], environment: Mapping[str, str]) -> AttemptProcess:
         """Start an attempt in a session of its own.
+
+        What it prints is in its own log; here only its standard error is kept, in the supervisor's log, for
+        an end that comes before it has a log.
 
         Args:
             command: the program and its arguments; no shell is involved.
-            output: file descriptor for what it prints besides its own log.
             environment: its environment, to which the run's marker is added.
 
         Raises:
             OSError: the program cannot be started.
         """
         highest_before = max(paths.attempt_numbers(), default=0)
+        words_from_bytes = _size_bytes(paths.supervisor_log)
         child = subprocess.Popen(  # noqa: S603  the command is the trainer's, as a list
             list(command),
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=subprocess.DEVNULL,
             cwd=paths.root_dir,
             env={**environment, **dict([marker(paths)])},
             start_new_session=True,
@@ -62,7 +71,7 @@ class AttemptProcess:
         # A child that ended at once is a zombie without a start token worth having: any will do,
         # since its number cannot be reused before it is reaped.
         process = ProcessId.of(child.pid) or ProcessId(child.pid, "ended")
-        return cls(process, highest_before, _child=child)
+        return cls(process, highest_before, words_from_bytes, _child=child)
 
     def poll(self) -> int | None:
         """Reap whatever has ended, this attempt or orphans that it left, and return its exit code."""
@@ -88,6 +97,35 @@ class AttemptProcess:
         except RunDirError:  # torn by a dying disk; its number is all that is known
             return False
         return record.pid == self.process.pid and record.host == os.uname().nodename
+
+    def last_words(self, paths: RunPaths) -> str:
+        """What the trainer said about its end: in its record, or to standard error before it had one."""
+        number = self.number(paths)
+        if number is not None:
+            try:
+                return _clipped(read_attempt(paths, number).reason or "")
+            except RunDirError:
+                return ""
+        try:
+            with paths.supervisor_log.open("rb") as stream:
+                stream.seek(self.words_from_bytes)
+                text = stream.read(_MOST_WORDS_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return ""
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not _OWN_LINE.match(line)]
+        errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+        return _clipped((errors or lines[-1:] or [""])[0])
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST_WORDS else text[: _LONGEST_WORDS - 3] + "..."
 
 
 def trainer_command(executable: str, run_dir: Path) -> list[str]:

@@ -20,6 +20,8 @@ from launcher.errors import BackendError
 
 # A new supervisor answers after one Python start; on a machine in trouble that may take a while.
 _ANSWER_TIMEOUT_S = 120.0
+# Variables that belong to one run: its marker, and the document that a pod's first start is given.
+_NOT_INHERITED = (MARKER, "INFL_RUN_JSON")
 
 
 class Answer(StrEnum):
@@ -92,7 +94,7 @@ def supervisor_environment() -> dict[str, str]:
     Relative entries of PYTHONPATH, and a source tree that is importable only because the launcher was
     started inside it, become absolute.
     """
-    environment = {key: value for key, value in os.environ.items() if key != MARKER}
+    environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
     entries = [str(Path(e).absolute()) for e in environment.get("PYTHONPATH", "").split(os.pathsep) if e]
     source_tree = Path(__file__).resolve().parents[2]
     installed = {Path(p).resolve() for p in [*site.getsitepackages(), site.getusersitepackages()]}

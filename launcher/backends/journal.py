@@ -16,12 +16,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from influence.rundir import CorruptError, RunPaths
 from influence.rundir.clock import utc_now
+from influence.rundir.fields import Fields
 from influence.rundir.files import make_dir, read_json, write_json
 from launcher.backends.processes import ProcessId, boot_id
 
@@ -57,8 +58,8 @@ class SupervisorRecord:
     attempt_pid: int | None = None
     attempt_start_token: str | None = None
     num_charged: int = 0
-    next_attempt_at_s: float | None = None
-    """Unix time, seconds; while backing off."""
+    next_attempt_at: str | None = None
+    """ISO 8601, UTC; while backing off."""
     outcome: Outcome | None = None
     ended_at: str | None = None
 
@@ -105,19 +106,27 @@ def read_supervisor(paths: RunPaths) -> SupervisorRecord | None:
         document = read_json(paths.supervisor_json)
     except FileNotFoundError:
         return None
+    read = Fields(document, paths.supervisor_json)
     try:
-        known = {
-            field.name: document[field.name] for field in fields(SupervisorRecord) if field.name in document
-        }
-        known["phase"] = SupervisorPhase(known["phase"])
-        known["outcome"] = Outcome(known["outcome"]) if known.get("outcome") is not None else None
-        return SupervisorRecord(**known)
-    except (TypeError, KeyError, ValueError) as error:
-        raise CorruptError(
-            paths.supervisor_json,
-            f"not a supervisor's record ({type(error).__name__}: {error})",
-            "remove the file when no supervisor of this run is alive, then submit again",
-        ) from error
+        outcome = read.text_or_none("outcome")
+        next_attempt_at = read.text_or_none("next_attempt_at")
+        return SupervisorRecord(
+            pid=read.integer("pid", minimum=1),
+            start_token=read.text("start_token"),
+            boot_id=read.text("boot_id"),
+            host=read.text("host"),
+            started_at=read.time("started_at"),
+            phase=SupervisorPhase(read.text("phase")),
+            reason=read.text("reason"),
+            attempt_pid=read.integer_or_none("attempt_pid", minimum=1),
+            attempt_start_token=read.text_or_none("attempt_start_token"),
+            num_charged=read.integer("num_charged"),
+            next_attempt_at=None if next_attempt_at is None else read.time("next_attempt_at"),
+            outcome=None if outcome is None else Outcome(outcome),
+            ended_at=read.text_or_none("ended_at"),
+        )
+    except ValueError as error:
+        raise read.error(str(error)) from None
 
 
 def append_event(paths: RunPaths, event: str, **facts: Any) -> None:
@@ -161,6 +170,7 @@ def request_cancel(paths: RunPaths) -> str:
         return standing
     import uuid  # not for `status`
 
+    make_dir(paths.local_dir)
     request: Mapping[str, str] = {
         "id": uuid.uuid4().hex,
         "requested_at": utc_now(),

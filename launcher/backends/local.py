@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from influence.rundir import RunDirError, RunPaths, RunSpec, StorageError, read_run
+from influence.rundir.clock import parse_time
 from influence.rundir.files import open_inside
 from launcher.backends import Refusal, journal
-from launcher.backends.attempt import marker
 from launcher.backends.journal import Outcome, SupervisorPhase, SupervisorRecord
 from launcher.backends.processes import describe, family, is_stopped, stop_family
 from launcher.errors import BackendError
@@ -123,6 +123,8 @@ class LocalBackend:
 
     def _finish_cancel(self, paths: RunPaths, record: SupervisorRecord | None, grace_s: float) -> bool:
         """Without a supervisor: sweep what it left. False while another process holds the run."""
+        from launcher.backends.attempt import marker  # subprocess is not for `status`
+
         with journal.supervision(paths) as free:
             if not free:
                 return False
@@ -171,8 +173,9 @@ def _phase(record: SupervisorRecord | None, cancelled: bool) -> tuple[Phase, str
     if cancelled:
         return Phase.STOPPING, "cancel is under way"
     reason = record.reason
-    if record.phase is SupervisorPhase.BACKING_OFF and record.next_attempt_at_s is not None:
-        reason += f" in {max(0.0, record.next_attempt_at_s - time.time()):.0f} s"
+    if record.phase is SupervisorPhase.BACKING_OFF and record.next_attempt_at is not None:
+        wait_s = parse_time(record.next_attempt_at).timestamp() - time.time()
+        reason += f" in {max(0.0, wait_s):.0f} s"
     return _PHASES[record.phase], reason
 
 

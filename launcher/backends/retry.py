@@ -55,6 +55,8 @@ class AttemptEnd:
     """Whether every step of the run is committed now."""
     progressed: bool
     """Whether this attempt committed a step that was not there before."""
+    detail: str = ""
+    """What the trainer itself said about its end, if it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def decide(end: AttemptEnd, budget: Budget, policy: RetryPolicy) -> Decision:
     do. A trainer that exits 0 with steps missing is charged like a crash.
     """
     ended = describe(end.exit_code)
+    if end.detail and end.detail not in ended:
+        ended += f": {end.detail}"
     verdict = classify(end.exit_code)
     if end.complete:
         reason = (
@@ -99,7 +103,7 @@ def decide(end: AttemptEnd, budget: Budget, policy: RetryPolicy) -> Decision:
         )
         return Decision(action=Action.SUCCEED, reason=reason, budget=budget)
     if verdict is Verdict.DONE:
-        ended = "exited 0 before all steps were committed"
+        ended = "the trainer exited 0 before all steps were committed"
     if verdict is Verdict.FATAL:
         return Decision(action=Action.FAIL, reason=f"{ended}; the same would happen again", budget=budget)
     charged = verdict is not Verdict.FREE_RETRY

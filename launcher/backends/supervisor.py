@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,6 @@ class Supervisor:
         command: what an attempt executes.
         environment: the attempts' environment, without the run's marker.
         signals: delivers signals as wake-ups.
-        attempt_output: file descriptor for what attempts print besides their own logs.
 
     Raises:
         CorruptError: an earlier ``supervisor.json`` is not one.
@@ -110,7 +110,6 @@ class Supervisor:
         command: Sequence[str],
         environment: Mapping[str, str],
         signals: SignalWaiter,
-        attempt_output: int,
     ) -> None:
         self._paths = paths
         self._policy = policy
@@ -118,7 +117,6 @@ class Supervisor:
         self._command = list(command)
         self._environment = dict(environment)
         self._signals = signals
-        self._output = attempt_output
         self._deadline = time.monotonic() + policy.deadline_s
         self._attempt: AttemptProcess | None = None
         before = journal.read_supervisor(paths)
@@ -150,7 +148,7 @@ class Supervisor:
         self._event("run_ended", outcome=outcome.value, reason=reason)
         self._publish(
             phase=SupervisorPhase.ENDED, reason=reason, outcome=outcome, ended_at=utc_now(),
-            attempt_pid=None, attempt_start_token=None, next_attempt_at_s=None,
+            attempt_pid=None, attempt_start_token=None, next_attempt_at=None,
         )  # fmt: skip
         return outcome
 
@@ -179,11 +177,11 @@ class Supervisor:
 
     def _run_attempt(self) -> AttemptEnd:
         before = self._committed()
-        attempt = AttemptProcess.start(self._paths, self._command, self._output, self._environment)
+        attempt = AttemptProcess.start(self._paths, self._command, self._environment)
         self._attempt = attempt
         self._event("attempt_started", pid=attempt.process.pid)
         self._publish(
-            phase=SupervisorPhase.RUNNING, reason="the trainer runs", next_attempt_at_s=None,
+            phase=SupervisorPhase.RUNNING, reason="the trainer runs", next_attempt_at=None,
             attempt_pid=attempt.process.pid, attempt_start_token=attempt.process.start_token,
         )  # fmt: skip
         while attempt.poll() is None:
@@ -208,6 +206,7 @@ class Supervisor:
             exit_code=code,
             complete=self._complete(),
             progressed=bool(after - before),
+            detail=attempt.last_words(self._paths),
         )
 
     def _back_off(self, decision: Decision) -> None:
@@ -215,7 +214,7 @@ class Supervisor:
         start_at = time.monotonic() + decision.wait_s
         self._publish(
             phase=SupervisorPhase.BACKING_OFF, reason=decision.reason,
-            num_charged=decision.budget.num_charged, next_attempt_at_s=time.time() + decision.wait_s,
+            num_charged=decision.budget.num_charged, next_attempt_at=_utc_in(decision.wait_s),
             attempt_pid=None, attempt_start_token=None,
         )  # fmt: skip
         while (left_s := start_at - time.monotonic()) > 0 and self._wish_to_stop() is None:
@@ -276,6 +275,10 @@ class Supervisor:
             log(f"cannot write events.jsonl: {error}")
 
 
+def _utc_in(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+
 def log(text: str) -> None:
     """A line for ``supervisor.log``; a full disk must not stop the supervisor."""
     try:
@@ -309,7 +312,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command=args.command or trainer_command(sys.executable, run_dir),
                 environment=os.environ,
                 signals=SignalWaiter(),
-                attempt_output=sys.stdout.fileno(),
             )
             supervisor.announce()
             tell("ready")

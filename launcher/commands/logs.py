@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import sys
 import time
@@ -60,6 +61,8 @@ def command(run: str, attempt: int | None, follow: bool, root: Path, output_form
             pieces = ((number, piece) for piece in _whole(backend, run, number))
         try:
             _print(pieces, output_format)
+        except BrokenPipeError:  # `launcher logs RUN | head`: whoever read it has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             note(f"stopped reading; run {run} is not affected")
             return int(ExitCode.INTERRUPTED)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from influence.rundir import RunPaths, RunSpec, create_run
+from influence.rundir import RunDirError, RunPaths, RunSpec, create_run
 from launcher.backends import journal
 from launcher.backends.attempt import marker
 from launcher.backends.local import LocalBackend
@@ -54,7 +56,7 @@ class LocalRun:
 
     @property
     def run(self) -> RunSpec:
-        return RunSpec.new(self.name, self.spec, wandb={"mode": "offline", "url": None})
+        return RunSpec.new(self.name, copy.deepcopy(self.spec), wandb={"mode": "offline", "url": None})
 
     @property
     def orders_file(self) -> Path:
@@ -68,11 +70,16 @@ class LocalRun:
     def backend(self) -> LocalBackend:
         return LocalBackend(self.root, self.command)
 
-    def order(self, *starts: Sequence[str], **retry: float) -> LocalRun:
-        """Write the orders, one list a start, and make the run directory."""
+    def orders(self, *starts: Sequence[str], **retry: float) -> LocalRun:
+        """Write the orders, one list a start."""
         self.orders_file.parent.mkdir(exist_ok=True)
         self.orders_file.write_text(json.dumps(starts))
         self.spec["retry"] |= retry
+        return self
+
+    def order(self, *starts: Sequence[str], **retry: float) -> LocalRun:
+        """Write the orders, and make the run directory."""
+        self.orders(*starts, **retry)
         create_run(self.paths, self.run)
         return self
 
@@ -117,11 +124,10 @@ def local_run(tmp_path: Path) -> Iterator[LocalRun]:
 
 def stop_everything(run: LocalRun) -> None:
     """Whatever a failed test left behind."""
-    import signal
-
-    record = journal.read_supervisor(run.paths) if run.paths.supervisor_json.exists() else None
-    if record is not None:
-        record.process.send(signal.SIGKILL)
+    with suppress(RunDirError):
+        record = journal.read_supervisor(run.paths)
+        if record is not None:
+            record.process.send(signal.SIGKILL)
     stop_family(run.living, settle_s=0)
     for pid in run.pids("orphans"):
         process = ProcessId.of(pid)
@@ -143,6 +149,16 @@ def launcher(*args: str, root: Path, **options: Any) -> subprocess.CompletedProc
         [sys.executable, "-m", "launcher", *args],
         env={**os.environ, "INFL_ROOT": str(root), "PYTHONPATH": python_path()},
         capture_output=True, text=True, check=False, timeout=GENEROUS_S, **options,
+    )  # fmt: skip
+
+
+def submit_process(run: LocalRun, *options: str, **popen: Any) -> subprocess.Popen[str]:
+    """The command ``submit`` in a process of its own, with the fake trainer for the real one."""
+    driver = Path(__file__).with_name("submit_fake.py")
+    return subprocess.Popen(
+        [sys.executable, str(driver), str(run.root), run.name, json.dumps(run.spec), *options],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen,
     )  # fmt: skip
 
 

@@ -68,6 +68,13 @@ def test_reasons_name_the_code_and_the_retry() -> None:
     assert "exited 0 before all steps" in after(0).reason
 
 
+def test_the_trainers_own_words_stand_in_the_reason_once() -> None:
+    end = AttemptEnd(exit_code=78, complete=False, progressed=False, detail="Ray needs 4 CPUs")
+    assert decide(end, FRESH, POLICY).reason.startswith("configuration error (78): Ray needs 4 CPUs; ")
+    same = AttemptEnd(exit_code=78, complete=False, progressed=False, detail="configuration error (78)")
+    assert decide(same, FRESH, POLICY).reason.startswith("configuration error (78); ")
+
+
 def test_backoff_doubles_to_six_minutes_and_starts_again_after_progress() -> None:
     assert [backoff_s(n, POLICY) for n in range(1, 8)] == [10, 20, 40, 80, 160, 320, MAX_BACKOFF_S]
     assert backoff_s(10_000, POLICY) == MAX_BACKOFF_S
