@@ -11,16 +11,16 @@ from launcher.output import note, printable, stderr_is_terminal
 from launcher.states import RunStatus
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.live import Live
+    from rich.progress import Progress
 
 POLL_S = 1.0
-_LOG_LINE_LENGTH = 100
 
 
 class Display(Protocol):
     """Shows what changed."""
 
-    def show(self, status: RunStatus, log_line: str) -> None: ...
+    def show(self, status: RunStatus, log_line: Callable[[RunStatus], str]) -> None: ...
 
 
 def follow(
@@ -45,7 +45,7 @@ def follow(
     with _display() as display:
         while True:
             status = poll()
-            display.show(status, log_line(status))
+            display.show(status, log_line)
             if status.settled or (deadline is not None and time.monotonic() >= deadline):
                 return status
             wait_s = poll_s if deadline is None else min(poll_s, deadline - time.monotonic())
@@ -107,6 +107,7 @@ def _display() -> Iterator[Display]:
         yield _Lines()
         return
     from rich.console import Console
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -116,36 +117,38 @@ def _display() -> Iterator[Display]:
         TimeElapsedColumn,
     )
 
-    # What comes from a run's files is shown as text: no markup in it is obeyed.
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
         MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
-        TextColumn("{task.fields[line]}", markup=False),
-        console=Console(stderr=True), transient=True,
-    ) as progress:  # fmt: skip
-        yield _Bar(progress)
+    )  # fmt: skip
+    with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
+        yield _Bar(progress, live)
 
 
 class _Bar:
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-        self._lines = _Lines(write=lambda line: progress.console.print(line, markup=False, highlight=False))
+    """A bar, the last line of the log below it, and what changed above it."""
 
-    def show(self, status: RunStatus, log_line: str) -> None:
-        self._lines.show(status, log_line)
-        description = f"{status.run} {status.state}"
-        if status.attempt:
-            description += f", attempt {status.attempt}"
-        fields = {
-            "description": description,
-            "completed": status.steps_committed or 0,
-            "line": printable(log_line.strip())[:_LOG_LINE_LENGTH],
-        }
-        if self._task is None:
-            self._task = self._progress.add_task(total=status.total_steps, **fields)  # type: ignore[arg-type]
-        else:
-            self._progress.update(self._task, total=status.total_steps, **fields)  # type: ignore[arg-type]
+    def __init__(self, progress: Progress, live: Live) -> None:
+        self._progress = progress
+        self._live = live
+        self._task = progress.add_task("", total=None)
+        self._changes = _Lines(lambda line: live.console.print(line, markup=False, highlight=False))
+
+    def show(self, status: RunStatus, log_line: Callable[[RunStatus], str]) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        self._changes.show(status, log_line)
+        attempt = f", attempt {status.attempt}" if status.attempt else ""
+        self._progress.update(
+            self._task,
+            description=f"{status.state}{attempt}",
+            completed=status.steps_committed or 0,
+            total=status.total_steps,
+        )
+        # As text: no markup in a log is obeyed.
+        last = Text(printable(log_line(status).strip()), style="dim", no_wrap=True, overflow="ellipsis")
+        self._live.update(Group(self._progress, last))
 
 
 class _Lines:
@@ -155,7 +158,7 @@ class _Lines:
         self._write = write
         self._shown: tuple[object, ...] | None = None
 
-    def show(self, status: RunStatus, log_line: str) -> None:
+    def show(self, status: RunStatus, log_line: Callable[[RunStatus], str]) -> None:
         now = (status.state, status.attempt, status.steps_committed, status.total_steps)
         if now != self._shown:
             self._shown = now

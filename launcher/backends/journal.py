@@ -23,8 +23,10 @@ from typing import Any
 from influence.rundir import CorruptError, RunPaths
 from influence.rundir.clock import utc_now
 from influence.rundir.fields import Fields
-from influence.rundir.files import make_dir, read_json, write_json
+from influence.rundir.files import make_dir, read_json, remove_temporaries, write_json
 from launcher.backends.processes import ProcessId, boot_id
+
+_LABEL = "supervisor"  # of temporary files that only a supervisor writes
 
 
 class SupervisorPhase(StrEnum):
@@ -93,7 +95,12 @@ def write_supervisor(paths: RunPaths, record: SupervisorRecord) -> None:
     Raises:
         StorageError: the disk is full, read-only, ...
     """
-    write_json(paths.supervisor_json, asdict(record))
+    write_json(paths.supervisor_json, asdict(record), label=_LABEL)
+
+
+def remove_leftovers(paths: RunPaths) -> None:
+    """Remove what a supervisor that died while writing left; for the holder of the lock only."""
+    remove_temporaries(paths.local_dir, {_LABEL})
 
 
 def read_supervisor(paths: RunPaths) -> SupervisorRecord | None:

@@ -134,6 +134,7 @@ class Supervisor:
         Raises:
             StorageError: it cannot be written; the run should not start then.
         """
+        journal.remove_leftovers(self._paths)
         journal.write_supervisor(self._paths, self._record)
         journal.append_event(self._paths, "supervisor_started", pid=self._record.pid, host=self._record.host)
 
@@ -155,6 +156,8 @@ class Supervisor:
     def _supervise(self) -> tuple[Outcome, str]:
         self._sweep(leader=self._inherited)
         budget = Budget()
+        if self._complete():
+            return Outcome.SUCCEEDED, "all steps committed"
         while True:
             stop = self._wish_to_stop()
             if stop is not None:
@@ -221,8 +224,11 @@ class Supervisor:
             self._signals.wait(min(_IDLE_S, left_s))
 
     def _wish_to_stop(self) -> Stop | None:
-        if journal.cancel_request(self._paths) is not None:
-            return Stop.CANCEL
+        try:
+            if journal.cancel_request(self._paths) is not None:
+                return Stop.CANCEL
+        except RunDirError as error:  # a disk that stutters is no reason to stop a trainer
+            log(f"cannot look for a request to cancel: {error}")
         if self._signals.told_to_stop:
             return Stop.SIGNAL
         return Stop.DEADLINE if time.monotonic() >= self._deadline else None
@@ -295,8 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os._exit(0)  # the second fork of two: nobody's child, and never a terminal's leader
     tell = _Teller(args.ready_fd)
     try:
-        run_dir = args.run_dir.resolve()
-        paths = RunPaths.of(run_dir.parent, run_dir.name)
+        paths = RunPaths.at(args.run_dir)
         with _supervision(paths) as free:
             if not free:
                 tell("taken")
@@ -309,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 paths,
                 RetryPolicy.from_spec(spec),
                 total_steps=int(spec["training"]["total_steps"]),
-                command=args.command or trainer_command(sys.executable, run_dir),
+                command=args.command or trainer_command(sys.executable, paths.root_dir),
                 environment=os.environ,
                 signals=SignalWaiter(),
             )

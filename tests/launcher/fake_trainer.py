@@ -27,10 +27,12 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+from influence.rundir import RunPaths, claim_attempt, missing_steps, read_run
 
-from influence.rundir import RunPaths, StepArrays, StepWriter, claim_attempt, missing_steps, read_run
+if TYPE_CHECKING:
+    from influence.rundir import StepArrays
 
 
 def main() -> int:
@@ -49,13 +51,15 @@ def main() -> int:
         return int(orders[0].split()[1])
     attempt = claim_attempt(paths)
     attempt.set_resume(max(paths.committed_step_numbers(), default=0))  # as if from that step's checkpoint
-    writer = StepWriter(paths, attempt.number, run.spec_hash, store={})
     log = paths.log(attempt.number).open("a", buffering=1)
     log.write(f"attempt {attempt.number} begins\n")
     for order in orders:
         word, _, rest = order.partition(" ")
         log.write(f"{order}\n")
         if word == "commit":
+            from influence.rundir import StepWriter  # numpy takes a while, and most orders need none
+
+            writer = StepWriter(paths, attempt.number, run.spec_hash, store={})
             writer.commit(int(rest), arrays(int(rest)), timings={}, metrics={})
         elif word == "exit":
             attempt.finish(int(rest), "ordered")
@@ -102,6 +106,10 @@ def leave_orphan(register: Path, *, bare: bool, deaf: bool) -> None:
 
 
 def arrays(step: int) -> StepArrays:
+    import numpy as np
+
+    from influence.rundir import StepArrays
+
     rows = np.arange(2)
     return StepArrays(
         row_offsets=np.array([0, 2, 3]), scores=np.array([step, 1, 2], np.float32), row_id=rows,

@@ -158,7 +158,7 @@ def submit_process(run: LocalRun, *options: str, **popen: Any) -> subprocess.Pop
     return subprocess.Popen(
         [sys.executable, str(driver), str(run.root), run.name, json.dumps(run.spec), *options],
         env={**os.environ, "PYTHONPATH": python_path()},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen,
+        text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from launcher.backends.processes import ProcessId
 from launcher.states import State
 from tests.launcher.local_run import GENEROUS_S, LocalRun, launcher, python_path, supervise, wait_for
 
+pytestmark = pytest.mark.slow  # a minute in all: waits, grace periods, many processes
+
 
 def cancel(run: LocalRun, *options: str) -> tuple[int, dict[str, object]]:
     done = launcher("cancel", run.name, "--output", "json", *options, root=run.root)

@@ -58,7 +58,8 @@ def test_follow_goes_through_retries_and_ends_with_the_run(local_run: LocalRun) 
     local_run.wait_for_log("hang")
     follower = subprocess.Popen(
         [sys.executable, "-m", "launcher", "logs", local_run.name, "-f", "--root", str(local_run.root)],
-        env={**os.environ, "PYTHONPATH": python_path()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        env={**os.environ, "PYTHONPATH": python_path()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        bufsize=0,
     )  # fmt: skip
     assert follower.stdout is not None
     assert follower.stdout.readline() == b"attempt 1 begins\n"

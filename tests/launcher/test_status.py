@@ -169,7 +169,8 @@ def test_status_imports_nothing_heavy(local_run: LocalRun) -> None:
     for arguments in (["status", local_run.name], ["status"], ["status", local_run.name, "--wait"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments, "--root", str(local_run.root)],
-            cwd=REPOSITORY, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=GENEROUS_S,
+            cwd=REPOSITORY, env=dict(os.environ), timeout=GENEROUS_S, check=False,
+            capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr.strip() == "HEAVY []"

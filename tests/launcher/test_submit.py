@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import resource
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -163,6 +166,7 @@ def test_a_cancelled_run_goes_on_when_submitted_again(local_run: LocalRun) -> No
 # --- processes at once, terminals that go
 
 
+@pytest.mark.slow
 def test_many_submits_at_once_start_one_supervisor(local_run: LocalRun) -> None:
     local_run.orders(["hang"])
     submits = [submit_process(local_run, "--json") for _ in range(6)]
@@ -177,6 +181,7 @@ def test_many_submits_at_once_start_one_supervisor(local_run: LocalRun) -> None:
     assert len(local_run.events("supervisor_started")) == 1
 
 
+@pytest.mark.slow
 def test_follow_ends_with_the_run_and_its_exit_code(local_run: LocalRun) -> None:
     local_run.orders(["commit 1", "kill"], ["commit 2", "exit 0"])
     process = submit_process(local_run, "--follow")
@@ -187,6 +192,7 @@ def test_follow_ends_with_the_run_and_its_exit_code(local_run: LocalRun) -> None
     assert "is new" in err
 
 
+@pytest.mark.slow
 def test_follow_of_a_failing_run_exits_100_and_says_why(local_run: LocalRun) -> None:
     local_run.orders(["exit 78"])
     process = submit_process(local_run, "--follow")
@@ -195,6 +201,7 @@ def test_follow_of_a_failing_run_exits_100_and_says_why(local_run: LocalRun) -> 
     assert "configuration error (78)" in out
 
 
+@pytest.mark.slow
 def test_follow_of_a_run_that_is_cancelled_exits_103(local_run: LocalRun) -> None:
     local_run.orders(["hang"])
     process = submit_process(local_run, "--follow", "--json")
@@ -205,6 +212,7 @@ def test_follow_of_a_run_that_is_cancelled_exits_103(local_run: LocalRun) -> Non
     assert json.loads(out)["state"] == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_ctrl_c_of_follow_leaves_the_run_running_and_says_so(local_run: LocalRun) -> None:
     local_run.orders(["commit 1", "hang"])
     process = submit_process(local_run, "--follow")
@@ -218,6 +226,7 @@ def test_ctrl_c_of_follow_leaves_the_run_running_and_says_so(local_run: LocalRun
     assert local_run.status().state is State.RUNNING
 
 
+@pytest.mark.slow
 def test_ctrl_c_from_a_terminal_reaches_the_launcher_only(local_run: LocalRun) -> None:
     """A terminal signals its whole foreground process group."""
     local_run.orders(["commit 1", "hang"], ["commit 2", "exit 0"])
@@ -228,6 +237,7 @@ def test_ctrl_c_from_a_terminal_reaches_the_launcher_only(local_run: LocalRun) -
     assert local_run.status().state is State.RUNNING
 
 
+@pytest.mark.slow
 def test_the_run_outlives_a_killed_launcher_and_its_working_directory(
     local_run: LocalRun, tmp_path: Path
 ) -> None:
@@ -403,3 +413,33 @@ def test_a_source_tree_that_is_only_the_working_directory_is_found_again(tmp_pat
         check=True,
     )
     assert str(REPOSITORY) in done.stdout.strip().split(os.pathsep)
+
+
+@pytest.mark.slow
+def test_follow_on_a_terminal_shows_a_bar_and_obeys_nothing_in_the_log(local_run: LocalRun) -> None:
+    local_run.orders(["commit 1", "hang [red]markup[/red] \u001b[2J"], ["commit 2", "exit 0"])
+    controller, terminal = pty.openpty()
+    process = submit_process(local_run, "--follow", stderr=terminal)
+    os.close(terminal)
+    local_run.wait_for_log("hang")
+    seen = [b""]
+
+    def watch() -> None:
+        with suppress(OSError):  # how Linux reports that the other end was closed
+            while chunk := os.read(controller, 65536):
+                seen[0] += chunk
+
+    reader = threading.Thread(target=watch, daemon=True)
+    reader.start()
+    wait_for(lambda: b"markup" in seen[0])
+    os.kill(local_run.pids("starts")[0], signal.SIGTERM)
+    out, _ = process.communicate(timeout=GENEROUS_S)
+    reader.join(GENEROUS_S)
+    os.close(controller)
+    assert process.returncode == 0
+    assert "state:     SUCCEEDED" in out
+    text = seen[0].decode()
+    assert "1/2" in text
+    assert "attempt 1" in text
+    assert "hang [red]markup[/red] \\x1b[2J" in text
+    assert "\x1b[2J" not in text

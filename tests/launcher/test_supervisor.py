@@ -16,6 +16,8 @@ from launcher.backends.processes import ProcessId
 from launcher.states import State
 from tests.launcher.local_run import LocalRun, supervise, wait_for
 
+pytestmark = pytest.mark.slow  # a minute in all: waits, grace periods, many processes
+
 
 def test_success_in_one_attempt(local_run: LocalRun) -> None:
     status = local_run.order(["commit 1", "commit 2", "exit 0"]).start().wait_settled()
