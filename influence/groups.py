@@ -46,6 +46,8 @@ class GroupPlan:
     """Rows (indices into the N) of each group, groups of equal size in one list."""
     num_counted: int
     num_counted_skipped: int
+    num_counted_rows: int
+    """Of the counted groups that are not skipped, on all ranks."""
 
 
 def check_rows(groups: Sequence[int], contrast: Sequence[float], num_rows: int) -> str | None:
@@ -123,15 +125,16 @@ def plan_groups(
     for row, group in enumerate(groups):
         members[group if config.scope == "per_prompt" else 0].append(row)
     stacks: dict[int, list[list[int]]] = defaultdict(list)
-    num_counted = num_skipped = 0
+    num_counted = num_skipped = num_rows = 0
     for rows in members.values():
         is_scored = _has_contrast([contrast[row] for row in rows], config)
         if rows[0] in local:
             num_counted += 1
             num_skipped += not is_scored
+            num_rows += len(rows) if is_scored else 0
         if is_scored and any(row in local for row in rows):
             stacks[len(rows)].append(rows)
-    return GroupPlan(list(stacks.values()), num_counted, num_skipped)
+    return GroupPlan(list(stacks.values()), num_counted, num_skipped, num_rows)
 
 
 def _has_contrast(values: Sequence[float], config: TracerConfig) -> bool:

@@ -88,7 +88,6 @@ class InfluenceTracer:
         with self._timer.span("capture"), self._capture.record(row_ids):
             yield
 
-    @torch.no_grad()
     def pop_rows(self, groups: Sequence[int], contrast: Sequence[float]) -> list[RowScores]:
         """Score the rows captured since the last call and forget them; one entry a row, by increasing row id.
 
@@ -104,7 +103,7 @@ class InfluenceTracer:
         if self._capture.is_open:
             raise CaptureError("pop_rows() inside capture(): end the micro-batch first")
         batches, timer = self._capture.micro_batches, self._timer
-        with timer.span("pop_rows"):
+        with torch.no_grad(), timer.span("pop_rows"):
             with timer.span("grad_staging"):
                 captured = [row_id for batch in batches for row_id in batch.selection.row_ids]
                 place = {row_id: index for index, row_id in enumerate(sorted(captured))}
@@ -175,12 +174,12 @@ class InfluenceTracer:
             solve_floors=int(weights.num_floors),
             nonfinite_drops=sum(dropped_M),
         )
-        mean_dof = float(weights.effective_dof) / max(1, scored_groups)
         if num_interpolated and not self._told_interpolation:
             self._told_interpolation = True
             _warn(
                 f"in {num_interpolated} of {scored_groups} groups every response's score adds up to its own "
-                f"contrast ({mean_dof:.2f} effective degrees of freedom a group): a token's score then "
+                f"contrast ({float(weights.effective_dof):.2f} effective degrees of freedom for "
+                f"{plan.num_counted_rows} responses): a token's score then "
                 "hardly predicts what a step along it does. Raise influence.damping, or use "
                 "damping_mode: trace_over_responses or exclude_self: true"
             )
