@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from influence.modules import TracedModule, by_shape
-from influence.precision import no_tf32, storage_dtype
 
 
 class CaptureError(RuntimeError):
@@ -248,24 +247,40 @@ class ActivationCapture:
         return CapturedClass(u_ETO, v_ETI, module_of_call, G_CROI.mul_(scale))
 
 
+def storage_dtype(computed: torch.dtype) -> torch.dtype:
+    """The type in which a layer's projected inputs and gradients are kept, given what the layer computes in.
+
+    bfloat16 stays, and so does float64; everything else (float16 could overflow in a sum over a
+    layer's width) is kept in float32.
+    """
+    return computed if computed in (torch.bfloat16, torch.float64) else torch.float32
+
+
+def response_dtype(weights: torch.dtype) -> torch.dtype:
+    """The type of ``G_r`` and of the scores: float32, for a float64 model float64."""
+    return torch.float64 if weights == torch.float64 else torch.float32
+
+
 @torch.no_grad()
 def response_gradients(
     u_ETO: Tensor, v_ETI: Tensor, row_offsets: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
-    """``G_r = sum_{t in r} u_t v_t^T`` of every call and row, added up in `dtype`: [E, R, O, I]."""
-    with no_tf32():
-        return torch.stack(
-            [
-                u_ETO[:, start:end].to(dtype).mT @ v_ETI[:, start:end].to(dtype)
-                for start, end in pairwise(row_offsets)
-            ],
-            dim=1,
-        )
+    """``G_r = sum_{t in r} u_t v_t^T`` of every call and row, [E, R, O, I] in `dtype`.
+
+    Added up in float64, which no TF32 setting of the process can touch; the factors are small.
+    """
+    return torch.stack(
+        [
+            (u_ETO[:, start:end].double().mT @ v_ETI[:, start:end].double()).to(dtype)
+            for start, end in pairwise(row_offsets)
+        ],
+        dim=1,
+    )
 
 
 @torch.no_grad()
 def _project(values: Tensor, signs_KD: Tensor, micro_batch: _OpenMicroBatch) -> Tensor:
     """Project every token by signs and keep the captured ones, [T, K]."""
-    with torch.autocast(values.device.type, enabled=False), no_tf32():
+    with torch.autocast(values.device.type, enabled=False):
         flat = values.detach().reshape(-1, signs_KD.shape[1]).to(signs_KD.dtype)
         return (flat @ signs_KD.mT).index_select(0, micro_batch.index_on(values.device))

@@ -69,7 +69,7 @@ class TracerConfig:
     """Leave the response that is scored out of direction and curvature."""
 
     positions: str = "response"
-    """Which positions are captured."""
+    """What the caller marks in row_ids; what flows through prompt positions is no part of G_r then."""
 
     projection_dim_factor: int = 256
     """A divisor, not a rank: a width is projected to ``max(1, width // factor)`` numbers."""

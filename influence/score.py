@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from influence.capture import MicroBatch
-from influence.precision import no_tf32
 from influence.weights import RowWeights
 
 
@@ -31,21 +30,20 @@ class RowScores:
 
 @torch.no_grad()
 def token_scores(u_TO: Tensor, v_TI: Tensor, M_OI: Tensor) -> Tensor:
-    """``s_t = u_t^T M v_t = <M, g_t>``, [..., T], in the type of M; leading dimensions are modules.
+    """``s_t = u_t^T M v_t = <M, g_t>``, [..., T], computed in float64; leading dimensions are modules.
 
     ``M = unvec(H^-1 d)`` weights a projected gradient. A score belongs to a *position* and is no loss
     term: the gradient at a position carries the losses of all later tokens. Summed over a response's
     positions or over its loss terms the two decompositions agree: both give ``<M, G_r>``.
     """
-    with no_tf32():
-        return ((u_TO.to(M_OI.dtype) @ M_OI) * v_TI.to(M_OI.dtype)).sum(-1)
+    return ((u_TO.double() @ M_OI.double()) * v_TI.double()).sum(-1)
 
 
 def score_micro_batch(batch: MicroBatch, place: Mapping[int, int], weights: RowWeights) -> list[Tensor]:
     """The scores of a micro-batch's T tokens by class of module shape, each [T], summed over its modules.
 
-    `place` gives a row id's index among the n rows of `weights`. A module whose gradient of a row is not
-    finite adds nothing to that row.
+    `place` gives a row id's index among the n rows of `weights`. Rows that are not scored get zeros, and a
+    module whose gradient of a row is not finite adds nothing to that row.
     """
     scores = []
     for captured, M_CnD, is_finite_Cn in zip(batch.classes, weights.matrices, weights.is_finite, strict=True):
@@ -56,6 +54,10 @@ def score_micro_batch(batch: MicroBatch, place: Mapping[int, int], weights: RowW
             batch.selection.row_ids, pairwise(batch.selection.row_offsets), strict=True
         ):
             row = place[row_id]
+            if not weights.is_scored[row]:
+                # Not by a zero M: what was captured there may be NaN.
+                by_row.append(M_CnD.new_zeros(end - start))
+                continue
             s_ET = token_scores(
                 captured.u[:, start:end],
                 captured.v[:, start:end],
@@ -75,7 +77,8 @@ def emit_rows(
     """Add the classes up, bring the scores to the CPU in one copy, and cut them into rows."""
     if not batches:
         return []
-    flat = torch.cat([torch.stack(list(by_class)).sum(0) for by_class in scores]).cpu()
+    flat = torch.cat([torch.stack(list(by_class)).sum(0) for by_class in scores])
+    flat = flat.to(batches[0].classes[0].gradients.dtype).cpu()
     totals = weights.total.tolist()
     has_gradient = torch.cat(weights.is_finite).any(0).tolist()
     rows = []

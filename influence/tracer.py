@@ -12,11 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from influence.capture import ActivationCapture, CaptureError, MicroBatch
+from influence.capture import ActivationCapture, CaptureError, MicroBatch, response_dtype
 from influence.config import InfluenceWarning, TracerConfig
 from influence.groups import GroupPlan, gather_rows, plan_groups
 from influence.modules import by_shape, find_modules
-from influence.precision import sum_dtype
 from influence.score import RowScores, emit_rows, score_micro_batch
 from influence.timing import PhaseTimer
 from influence.weights import RowWeights, row_weights
@@ -49,6 +48,10 @@ class InfluenceTracer:
     ``capture`` and never change a gradient. Under max_tokens_per_response the gradient ``G_r`` of a
     response consists of its selected tokens only, so that its scores still add up to its total.
 
+    A score belongs to a position, not to the loss at that position: see `token_scores`. It predicts, to first
+    order, how ``sum_r c_r L_r`` changes when the weights step along the token's gradient preconditioned by
+    ``H^-1``.
+
     Raises TracerConfigError when `config.modules` names something that cannot be traced.
     """
 
@@ -59,7 +62,7 @@ class InfluenceTracer:
         self._process_group = process_group
         self._modules, narrowed = find_modules(model, config)
         self._shape_classes = by_shape(self._modules)
-        self._dtype = sum_dtype(self._modules[0].module.weight.dtype)
+        self._dtype = response_dtype(self._modules[0].module.weight.dtype)
         self._device = _compute_device(model, process_group)
         self._capture = ActivationCapture(self._modules, self._dtype, config.max_tokens_per_response)
         self._timer = PhaseTimer(self._device, config.profile_timing)

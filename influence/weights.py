@@ -40,9 +40,9 @@ class RowWeights:
     """How to score this rank's n rows, and what was noticed in the groups that this rank counts."""
 
     matrices: list[Tensor]
-    """M, by class [C, n, D], in the type of the gradients."""
+    """M, by class [C, n, D] in float64; zero where not scored."""
     is_finite: list[Tensor]
-    """By class, bool [C, n]."""
+    """By class, bool [C, n]; True where not scored."""
     total: Tensor
     """[n], see `GroupSolution`."""
     is_scored: list[bool]
@@ -99,7 +99,10 @@ def row_weights(
     gradients, num_local = rows.gradients, len(rows.local)
     device, sizes = gradients[0].device, [G_CND.shape[0] for G_CND in gradients]
     contrast_N = torch.tensor(rows.contrast, dtype=torch.float64, device=device)
-    M_by_class = [G_CND.new_zeros(G_CND.shape[0], num_local, G_CND.shape[2]) for G_CND in gradients]
+    M_by_class = [
+        torch.zeros(G_CND.shape[0], num_local, G_CND.shape[2], dtype=torch.float64, device=device)
+        for G_CND in gradients
+    ]
     is_finite_Mn = torch.ones(sum(sizes), num_local, dtype=torch.bool, device=device)
     total_n = torch.zeros(num_local, dtype=torch.float64, device=device)
     is_scored = [False] * num_local
@@ -117,7 +120,7 @@ def row_weights(
             device=device,
         ).unbind(1)
         for M_CnD, weights_CNSD, scale in zip(M_by_class, solution.weights, scales, strict=True):
-            M_CnD[:, to_index] = (weights_CNSD[:, n_index, s_index] * scale).to(M_CnD.dtype)
+            M_CnD[:, to_index] = weights_CNSD[:, n_index, s_index] * scale
         is_finite_Mn[:, to_index] = solution.is_finite[:, n_index, s_index]
         total_n[to_index] = solution.total[n_index, s_index]
         for row in to_index.tolist():

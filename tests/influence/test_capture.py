@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from influence import InfluenceTracer, TracerConfig
-from influence.capture import ActivationCapture, CaptureError, select_tokens
+from influence.capture import ActivationCapture, CaptureError, response_dtype, select_tokens, storage_dtype
 from influence.config import TracerConfigError
 from influence.modules import find_modules
 from tests.influence.brute_force import relative_error
@@ -21,8 +21,8 @@ from tests.influence.tracing import capture, trace
 
 CONFIG = TracerConfig(projection_dim_factor=2)
 RESPONSES = make_responses(num_responses=6, num_groups=2)
-# The first use of it makes torch import its compiler, for seconds.
-REENTRANT = pytest.param("reentrant", marks=pytest.mark.slow)
+# The first use of either makes torch import its compiler, for seconds.
+CHECKPOINTING = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("reentrant", "non_reentrant")]
 
 
 def all_scores(model: TinyTransformer, config: TracerConfig = CONFIG) -> Tensor:
@@ -30,7 +30,7 @@ def all_scores(model: TinyTransformer, config: TracerConfig = CONFIG) -> Tensor:
     return torch.cat([rows[r.row_id].scores for r in RESPONSES])
 
 
-@pytest.mark.parametrize("checkpointing", [None, REENTRANT, "non_reentrant"])
+@pytest.mark.parametrize("checkpointing", [None, *CHECKPOINTING])
 def test_gradients_are_bitwise_equal_with_and_without_tracing(checkpointing: str | None) -> None:
     plain = TinyTransformer(checkpointing=checkpointing, dtype=torch.float32)
     traced = copy.deepcopy(plain)
@@ -65,7 +65,7 @@ def test_nothing_is_added_to_the_model_and_remove_takes_the_hooks_off() -> None:
 
 
 @pytest.mark.parametrize("num_passes", [1, 2])
-@pytest.mark.parametrize("checkpointing", [REENTRANT, "non_reentrant"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_checkpointing_does_not_matter(checkpointing: str, num_passes: int) -> None:
     expected = all_scores(TinyTransformer(num_passes=num_passes))
     found = all_scores(TinyTransformer(num_passes=num_passes, checkpointing=checkpointing))
@@ -172,6 +172,12 @@ def test_bfloat16_scores_stay_close_to_float64() -> None:
     rough = all_scores(TinyTransformer(dtype=torch.bfloat16)).double()
     # The model itself is rounded here, not only the stored factors.
     assert torch.corrcoef(torch.stack([exact, rough]))[0, 1] > 0.98
+
+
+def test_what_is_added_up_is_never_kept_in_half_precision() -> None:
+    kinds = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+    assert [storage_dtype(k) for k in kinds] == [torch.bfloat16, torch.float32, torch.float32, torch.float64]
+    assert [response_dtype(k) for k in kinds] == [torch.float32] * 3 + [torch.float64]
 
 
 class TestMisuse:

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from influence import InfluenceTracer, TracerConfig
 from tests.influence.brute_force import relative_error
-from tests.influence.tiny_model import Response, TinyTransformer, make_responses, objective, padded
+from tests.influence.tiny_model import Layer, Response, TinyTransformer, make_responses, objective, padded
 from tests.influence.tracing import capture, capture_and_pop, trace
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,8 @@ def test_wrong_arguments_on_one_rank_end_all_and_hang_none(tmp_path: Path) -> No
     assert second.startswith("ValueError: contrast has 3 entries where 2 rows")
 
 
-def shard(model: TinyTransformer) -> None:
+def sharded(model: TinyTransformer) -> TinyTransformer:
+    """As FSDP2 does it."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -126,27 +127,43 @@ def shard(model: TinyTransformer) -> None:
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    return model
+
+
+def wrapped(model: TinyTransformer, use_orig_params: bool) -> Any:
+    """As FSDP1 does it: the names change, and without original parameters the weights are views."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    return FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=ModuleWrapPolicy({Layer}),
+        use_orig_params=use_orig_params,
+        device_id=torch.device("cpu"),
+    )
 
 
 def score_sharded(rank: int) -> dict[str, Any]:
+    models = {
+        "FSDP2": sharded(TinyTransformer()),
+        "FSDP2, checkpointing": sharded(TinyTransformer(checkpointing="non_reentrant")),
+        "FSDP1": wrapped(TinyTransformer(), use_orig_params=False),
+        "FSDP1, original parameters": wrapped(TinyTransformer(), use_orig_params=True),
+    }
     result: dict[str, Any] = {}
-    for checkpointing in (None, "non_reentrant"):
-        model = TinyTransformer(checkpointing=checkpointing)
-        shard(model)
+    for kind, model in models.items():
         tracer = InfluenceTracer(model, CONFIG, process_group=dist.group.WORLD)
         # Every rank runs as many micro-batches: the gathers of weights are collective.
         mine = SHARDED_RESPONSES[4 * rank : 4 * rank + 4]
         rows = capture_and_pop(tracer, model, [mine[:2], mine[2:]])
-        result[str(checkpointing)] = {row.row_id: row.scores for row in rows}
+        result[kind] = {row.row_id: row.scores for row in rows}
     return result
 
 
 def gradients_of_sharded(rank: int) -> bool:
     """Whether a traced and an untraced sharded model have bitwise equal gradients."""
     batch = padded(SHARDED_RESPONSES[4 * rank : 4 * rank + 4])
-    plain, traced = TinyTransformer(), TinyTransformer()
-    shard(plain)
-    shard(traced)
+    plain, traced = sharded(TinyTransformer()), sharded(TinyTransformer())
     objective(plain, batch).backward()
     capture(InfluenceTracer(traced, CONFIG, process_group=dist.group.WORLD), traced, batch)
     return all(
@@ -158,8 +175,9 @@ def gradients_of_sharded(rank: int) -> bool:
 def test_sharded_models_score_as_whole_ones(tmp_path: Path) -> None:
     by_rank = on_ranks(score_sharded, 2, tmp_path)
     expected = trace(TinyTransformer(), [SHARDED_RESPONSES], CONFIG)
-    for checkpointing in ("None", "non_reentrant"):
-        found = {**by_rank[0][checkpointing], **by_rank[1][checkpointing]}
+    assert len(by_rank[0]) == 4
+    for kind in by_rank[0]:
+        found = {**by_rank[0][kind], **by_rank[1][kind]}
         assert set(found) == set(expected)
         for row_id, row in expected.items():
             assert relative_error(found[row_id], row.scores) < 1e-11

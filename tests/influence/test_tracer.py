@@ -241,6 +241,17 @@ class TestNonFinite:
             assert row.scored
             assert relative_error(row.scores, expected) < 1e-11
 
+    def test_a_skipped_group_is_zero_and_not_nan(self) -> None:
+        model = copy.deepcopy(MODEL)
+        model.get_submodule(self.NAME).register_forward_hook(
+            lambda module, args, output: _PoisonGradient.apply(output, 2)
+        )
+        config = replace(CONFIG, contrast="accepted_minus_rejected", objective="log_prob")
+        tracer = InfluenceTracer(model, config)
+        for row in capture_and_pop(tracer, model, [[replace(r, contrast=1.0) for r in RESPONSES]]):
+            assert not row.scored
+            assert torch.equal(row.scores, torch.zeros_like(row.scores))
+
     @pytest.mark.filterwarnings("ignore:values that are not finite")
     def test_a_row_without_any_finite_gradient_counts_as_absent(self) -> None:
         model, spoiled = copy.deepcopy(MODEL), RESPONSES[3]
