@@ -1,4 +1,4 @@
-"""From a preset to a run: the resolved spec, its hash, the run's name, where it came from, its W&B identity."""
+"""From a preset to a run: its resolved spec and hash, its name, where it came from, its W&B identity."""
 
 from __future__ import annotations
 
