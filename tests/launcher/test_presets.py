@@ -178,14 +178,26 @@ def test_circles_are_told_as_such(jobs: Path) -> None:
         ("extends: base\ndescription: [x]\n", "m.yaml:2: description: must be text"),
         ("extends: base\ntraining: 3\n", "m.yaml:2: training: must be a mapping of settings, not 3"),
         ("extends: base\ntraining:\n", "m.yaml:2: training: must be a mapping of settings, not null"),
-        ("extends: base\n\ntraining:\n  seed: 1\n  total_stps: 1\n", "m.yaml:5: training.total_stps: no such setting; did you mean total_steps?"),
+        (
+            "extends: base\n\ntraining:\n  seed: 1\n  total_stps: 1\n",
+            "m.yaml:5: training.total_stps: no such setting; did you mean total_steps?",
+        ),
         ("extends: base\ntrainig: {}\n", "m.yaml:2: trainig: no such setting; did you mean training?"),
-        ("extends: base\ntraining:\n  total_steps: three\n", "m.yaml:3: training.total_steps: must be a whole number, not the text 'three'"),
-        ("extends: base\nstore:\n  columns:\n    - token_ids\n    - logprobs\n", "m.yaml:5: store.columns[1]: must be token_ids or log_probs"),
-        ("extends: base\ntraining: {seed: 1, seed: 2}\n", "m.yaml:2: training.seed: written twice, first in line 2"),
+        (
+            "extends: base\ntraining:\n  total_steps: three\n",
+            "m.yaml:3: training.total_steps: must be a whole number, not the text 'three'",
+        ),
+        (
+            "extends: base\nstore:\n  columns:\n    - token_ids\n    - logprobs\n",
+            "m.yaml:5: store.columns[1]: must be token_ids or log_probs",
+        ),
+        (
+            "extends: base\ntraining: {seed: 1, seed: 2}\n",
+            "m.yaml:2: training.seed: written twice, first in line 2",
+        ),
         ("extends: base\ntraining: &t {seed: 1}\n", "m.yaml:2: anchors"),
     ],
-)  # fmt: skip
+)
 def test_errors_in_a_file_name_file_line_and_setting(jobs: Path, text: str, what: str) -> None:
     write(jobs, m=text)
     error = error_of(PresetLibrary([jobs]), "m")
@@ -266,14 +278,25 @@ def test_later_overlays_and_later_sets_win(jobs: Path) -> None:
         ("model.path=a=b", "model", {"path": "a=b"}),
         ("wandb.entity=", "wandb", {"entity": None}),
         ("wandb.entity='12'", "wandb", {"entity": "12"}),
-        ("cluster.image=registry.example.com:5000/x:1", "cluster", {"image": "registry.example.com:5000/x:1"}),
+        (
+            "cluster.image=registry.example.com:5000/x:1",
+            "cluster",
+            {"image": "registry.example.com:5000/x:1"},
+        ),
         ("training={seed: 9}", "training", {"seed": 9}),
-        ("data.reward_function={path: /r.py, name: f}", "data", {"reward_function": {"path": "/r.py", "name": "f"}}),
-        ("verl.actor_rollout_ref.actor.optim.lr_warmup_steps=10", "verl",
-         {"actor_rollout_ref.actor.optim.lr_warmup_steps": 10}),
+        (
+            "data.reward_function={path: /r.py, name: f}",
+            "data",
+            {"reward_function": {"path": "/r.py", "name": "f"}},
+        ),
+        (
+            "verl.actor_rollout_ref.actor.optim.lr_warmup_steps=10",
+            "verl",
+            {"actor_rollout_ref.actor.optim.lr_warmup_steps": 10},
+        ),
         ("verl.+trainer.x=[1, a]", "verl", {"+trainer.x": [1, "a"]}),
     ],
-)  # fmt: skip
+)
 def test_set_takes_yaml_values(text: str, section: str, expected: dict[str, Any]) -> None:
     resolved = PresetLibrary().resolve("smoke", sets=[text]).settings
     plain = PresetLibrary().resolve("smoke").settings
@@ -297,7 +320,7 @@ def test_set_takes_yaml_values(text: str, section: str, expected: dict[str, Any]
         ("store.columns=[token_ids, x]", SpecError, "--set store.columns[1]: must be token_ids"),
         ("training.mini_batch_prompts=3", SpecError, "--set training.mini_batch_prompts: must divide"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_set_names_the_flag(text: str, kind: type[LauncherError], what: str) -> None:
     assert error_of(PresetLibrary(), "smoke", sets=[text], kind=kind).what.startswith(what)
 
@@ -306,10 +329,13 @@ SETTABLE = [
     ("training.total_steps", st.integers(1, 9)),
     ("training.learning_rate", st.floats(0, 1)),
     ("model.path", st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1)),
-    ("wandb.entity", st.none() | st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1)),
+    (
+        "wandb.entity",
+        st.none() | st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1),
+    ),
     ("data.val_files", st.lists(st.text(st.characters(categories=("L", "N")), min_size=1), max_size=3)),
     ("verl.trainer.test_freq", st.integers() | st.booleans() | st.none()),
-]  # fmt: skip
+]
 
 
 @settings(max_examples=40, deadline=None)
@@ -324,9 +350,9 @@ def test_set_equals_the_same_lines_in_an_overlay(
     for path, values in chosen:
         value = data.draw(values)
         section, _, key = path.partition(".")
-        sets.append(
-            f"{path}={json.dumps(value, ensure_ascii=True) if not isinstance(value, str) else dump_yaml([value])[1:-2]}"
-        )
+        # A text as the presets' own writer quotes it (in a list, so on one line), anything else as JSON.
+        written = dump_yaml([value])[1:-2] if isinstance(value, str) else json.dumps(value)
+        sets.append(f"{path}={written}")
         document.setdefault(section, {})[key] = value
     overlay = tmp_path_factory.mktemp("overlay") / "edited.yaml"
     overlay.write_text(dump_yaml(document))

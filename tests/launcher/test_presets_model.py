@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence.config import ALIASES, CHOICES, TracerConfig, TracerConfigError
 
+from influence.config import ALIASES, CHOICES, TracerConfig, TracerConfigError
 from launcher.model import setting_names, validate
 from launcher.model.sections import Influence, Settings
 from launcher.presets import PresetLibrary
@@ -107,12 +107,16 @@ def test_each_setting_refuses_a_value_of_a_wrong_type(path: KeyPath) -> None:
         (("hardware", "memory"), "8 Gi", "must be a number of bytes with a unit"),
         (("hardware", "gpu_product"), "H200!", "must be a Kubernetes label value"),
         (("retry", "backoff_limit"), 2**31, "must be at most 2147483647"),
-        (("store", "columns"), ["tokens"], "must be token_ids or log_probs or advantages, not the text 'tokens'"),
+        (
+            ("store", "columns"),
+            ["tokens"],
+            "must be token_ids or log_probs or advantages, not the text 'tokens'",
+        ),
         (("verl",), {"a b": 1}, "must be a path of verl's configuration"),
         (("verl",), {"trainer": {"x": 1}}, "must be no mapping: write the path as one key, trainer.<...>"),
         (("verl",), {"a": float("inf")}, "must be text, a number"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_told_in_words(path: KeyPath, wrong: Any, what: str) -> None:
     (found,) = validate(replaced(GPU, path, wrong))[1]
     assert what in found.what
@@ -145,26 +149,65 @@ def test_a_toleration_keeps_only_the_keys_that_were_written() -> None:
 @pytest.mark.parametrize(
     ("base", "changes", "path", "what"),
     [
-        (GPU, {"training__mini_batch_prompts": 32}, "training.mini_batch_prompts", "must divide training.prompts_per_step"),
-        (GPU, {"training__mini_batch_prompts": 96}, "training.mini_batch_prompts", "must divide training.prompts_per_step"),
-        (GPU, {"hardware__ranks_per_node": 7}, "training.mini_batch_prompts", "768, must split evenly over 7 ranks"),
-        (GPU, {"training__micro_batch_size_per_rank": 5}, "training.micro_batch_size_per_rank", "must divide the 96 responses"),
-        (GPU, {"training__use_dynamic_batch": True, "training__max_tokens_per_rank": 9215},
-         "training.max_tokens_per_rank", "9216 tokens"),
+        (
+            GPU,
+            {"training__mini_batch_prompts": 32},
+            "training.mini_batch_prompts",
+            "must divide training.prompts_per_step",
+        ),
+        (
+            GPU,
+            {"training__mini_batch_prompts": 96},
+            "training.mini_batch_prompts",
+            "must divide training.prompts_per_step",
+        ),
+        (
+            GPU,
+            {"hardware__ranks_per_node": 7},
+            "training.mini_batch_prompts",
+            "768, must split evenly over 7 ranks",
+        ),
+        (
+            GPU,
+            {"training__micro_batch_size_per_rank": 5},
+            "training.micro_batch_size_per_rank",
+            "must divide the 96 responses",
+        ),
+        (
+            GPU,
+            {"training__use_dynamic_batch": True, "training__max_tokens_per_rank": 9215},
+            "training.max_tokens_per_rank",
+            "9216 tokens",
+        ),
         (GPU, {"training__keep_checkpoints": 1}, "training.keep_checkpoints", "at least 2"),
         (GPU, {"hardware__nodes": 2}, "hardware.nodes", "must be 1"),
-        (GPU, {"rollout__tensor_parallel_size": 3}, "rollout.tensor_parallel_size", "must divide the 8 ranks"),
+        (
+            GPU,
+            {"rollout__tensor_parallel_size": 3},
+            "rollout.tensor_parallel_size",
+            "must divide the 8 ranks",
+        ),
         (GPU, {"rollout__name": "hf_cpu"}, "rollout.name", "must be vllm"),
         (GPU, {"model__dtype": "float32"}, "model.dtype", "must be bfloat16"),
         (GPU, {"data__train_files": []}, "data.train_files", "must name a file"),
         (GPU, {"data__source": "arithmetic"}, "data.train_files", "must be []"),
-        (GPU, {"influence__max_tokens_per_response": 0}, "influence.max_tokens_per_response", "must be -1 (all) or at least 1"),
+        (
+            GPU,
+            {"influence__max_tokens_per_response": 0},
+            "influence.max_tokens_per_response",
+            "must be -1 (all) or at least 1",
+        ),
         (GPU, {"influence__modules": ["q_proj", "q_proj"]}, "influence.modules", "names q_proj 2 times"),
         (TINY, {"rollout__name": "vllm"}, "rollout.name", "must be hf_cpu"),
-        (TINY, {"model__attn_implementation": "flash_attention_2"}, "model.attn_implementation", "must be sdpa or eager"),
+        (
+            TINY,
+            {"model__attn_implementation": "flash_attention_2"},
+            "model.attn_implementation",
+            "must be sdpa or eager",
+        ),
         (TINY, {"model__dtype": "bfloat16"}, "model.dtype", "must be float32"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_fit_together(
     base: dict[str, Any], changes: dict[str, Any], path: str, what: str
 ) -> None:
@@ -182,19 +225,25 @@ def test_what_a_rule_asks_for_satisfies_it() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    prompts=st.integers(1, 12), mini=st.integers(1, 12), responses=st.integers(2, 6), ranks=st.integers(1, 6),
+    prompts=st.integers(1, 12),
+    mini=st.integers(1, 12),
+    responses=st.integers(2, 6),
+    ranks=st.integers(1, 6),
     micro=st.integers(1, 6),
-)  # fmt: skip
+)
 def test_accepted_batches_split_evenly_as_verl_asserts(
     prompts: int, mini: int, responses: int, ranks: int, micro: int
 ) -> None:
     """verl's own assertions, worded anew: every rank gets whole micro-batches of every mini-batch."""
     fits = prompts % mini == 0 and mini * responses % ranks == 0 and (mini * responses // ranks) % micro == 0
     found = problems(
-        GPU, training__prompts_per_step=prompts, training__mini_batch_prompts=mini,
-        training__responses_per_prompt=responses, hardware__ranks_per_node=ranks,
+        GPU,
+        training__prompts_per_step=prompts,
+        training__mini_batch_prompts=mini,
+        training__responses_per_prompt=responses,
+        hardware__ranks_per_node=ranks,
         training__micro_batch_size_per_rank=micro,
-    )  # fmt: skip
+    )
     assert (not found) == fits
 
 

@@ -96,8 +96,17 @@ def test_a_secret_key_of_verl_is_refused_in_a_flag_and_in_a_file(tmp_path: Path)
 
 def test_the_recorded_command_line_holds_no_secret() -> None:
     run = resolve_run(
-        "smoke", command=["render", "--preset", "smoke", "--note", SECRETS[0], f"--x=WANDB_API_KEY={SECRETS[1]}", "p.password=hunter2"]
-    )  # fmt: skip
+        "smoke",
+        command=[
+            "render",
+            "--preset",
+            "smoke",
+            "--note",
+            SECRETS[0],
+            f"--x=WANDB_API_KEY={SECRETS[1]}",
+            "p.password=hunter2",
+        ],
+    )
     document = json.dumps(run.to_dict())
     assert "hunter2" not in document
     assert not [secret for secret in SECRETS if secret in document]

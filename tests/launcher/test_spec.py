@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from influence.rundir.paths import RunPaths
 from influence.rundir.spec import RunSpec, create_run, read_run, spec_hash
-
 from launcher.errors import UsageError
 from launcher.git import CodeVersion
 from launcher.spec import resolve_run, wandb_identity
@@ -141,15 +141,30 @@ def test_a_container_user_without_a_name_is_known_by_number(monkeypatch: pytest.
     ("sets", "server", "url"),
     [
         (["wandb.entity=lab"], None, "https://wandb.ai/lab/token-influence/runs/infl-smoke-0221"),
-        (["wandb.entity=a b/c", "wandb.project=ü"], None, "https://wandb.ai/a%20b%2Fc/%C3%BC/runs/infl-smoke-0221"),
-        (["wandb.entity=lab"], "https://api.wandb.ai", "https://wandb.ai/lab/token-influence/runs/infl-smoke-0221"),
-        (["wandb.entity=lab"], "https://me:pw@wandb.example.com:8080/",
-         "https://wandb.example.com:8080/lab/token-influence/runs/infl-smoke-0221"),
-        (["wandb.entity=lab", "wandb.mode=offline"], None, "https://wandb.ai/lab/token-influence/runs/infl-smoke-0221"),
+        (
+            ["wandb.entity=a b/c", "wandb.project=ü"],
+            None,
+            "https://wandb.ai/a%20b%2Fc/%C3%BC/runs/infl-smoke-0221",
+        ),
+        (
+            ["wandb.entity=lab"],
+            "https://api.wandb.ai",
+            "https://wandb.ai/lab/token-influence/runs/infl-smoke-0221",
+        ),
+        (
+            ["wandb.entity=lab"],
+            "https://me:pw@wandb.example.com:8080/",
+            "https://wandb.example.com:8080/lab/token-influence/runs/infl-smoke-0221",
+        ),
+        (
+            ["wandb.entity=lab", "wandb.mode=offline"],
+            None,
+            "https://wandb.ai/lab/token-influence/runs/infl-smoke-0221",
+        ),
         (["wandb.entity=lab", "wandb.mode=disabled"], None, None),
         ([], None, None),
     ],
-)  # fmt: skip
+)
 def test_the_wandb_link_is_built_where_the_entity_is_known(
     sets: list[str], server: str | None, url: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,9 +21,12 @@ def git(folder: Path, *args: str) -> str:
         for what in ("NAME", "EMAIL")
     }
     done = subprocess.run(
-        ["git", "-C", str(folder), *args], check=True, capture_output=True, text=True,
+        ["git", "-C", str(folder), *args],
+        check=True,
+        capture_output=True,
+        text=True,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), **identity},
-    )  # fmt: skip
+    )
     return done.stdout.strip()
 
 
