@@ -28,6 +28,30 @@ class _Json(str):
     __slots__ = ()
 
 
+class _MissingError(jinja2.UndefinedError):
+    """A template uses what is not among its values.
+
+    Attributes:
+        name: the variable or key.
+        known: the names there are in its place.
+    """
+
+    def __init__(self, name: str, known: list[str] | None) -> None:
+        super().__init__(f"'{name}' is undefined")
+        self.name = name
+        self.known = known
+
+
+class _Missing(jinja2.StrictUndefined):
+    """Jinja's strict undefined value, whose error also knows which names there would have been."""
+
+    def __init__(
+        self, hint: str | None = None, obj: Any = None, name: str | None = None, exc: Any = None
+    ) -> None:
+        known = list(map(str, obj)) if isinstance(obj, Mapping) else None
+        super().__init__(hint, obj, name, exc=lambda message: _MissingError(str(name), known))  # type: ignore[arg-type]
+
+
 class _TemplateMistakeError(Exception):
     """A template does what none may; the message says what."""
 
@@ -101,7 +125,7 @@ def render_template(name: str, values: Mapping[str, Any], *, folder: Path | None
     folder = templates_dir() if folder is None else folder
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
-        undefined=jinja2.StrictUndefined,
+        undefined=_Missing,
         finalize=_only_json,
         autoescape=False,  # noqa: S701 - the output is YAML, and `tojson` writes every value
         keep_trailing_newline=True,
@@ -118,9 +142,12 @@ def render_template(name: str, values: Mapping[str, Any], *, folder: Path | None
         raise SpecError(
             f"{error.filename or name}:{error.lineno}: not a valid template: {error.message}"
         ) from None
-    except jinja2.UndefinedError as error:
-        place = _place(error, folder, name)
-        raise SpecError(f"{place}: {error.message}", why=_suggestion(error, values)) from None
+    except _MissingError as error:
+        known = list(values) if error.known is None else error.known
+        raise SpecError(
+            f"{_place(error, folder, name)}: {error}",
+            why=did_you_mean(error.name, known) or f"there are {', '.join(known)}",
+        ) from None
     except (_TemplateMistakeError, TypeError) as error:
         raise SpecError(f"{_place(error, folder, name)}: {error}") from None
     parse_manifest(text, name)
@@ -151,15 +178,3 @@ def _place(error: Exception, folder: Path, name: str) -> str:
         if path.is_relative_to(folder):
             return f"templates/{path.relative_to(folder)}:{line}"
     return f"templates/{name}"
-
-
-def _suggestion(error: jinja2.UndefinedError, values: Mapping[str, Any]) -> str | None:
-    for frame, _ in walk_tb(error.__traceback__):
-        undefined = frame.f_locals.get("self")
-        if isinstance(undefined, jinja2.Undefined):
-            missing = undefined._undefined_name
-            holder = undefined._undefined_obj
-            known = holder if isinstance(holder, Mapping) else values
-            names = [str(key) for key in known]
-            return did_you_mean(str(missing), names) or f"there are {', '.join(names)}"
-    return None
