@@ -81,9 +81,7 @@ def run(args: list[str]) -> int:
         click.echo(error.format_message())
         return int(ExitCode.OK)
     except click.ClickException as error:
-        ctx = getattr(error, "ctx", None)
-        help_hint = f"{ctx.command_path} --help" if ctx is not None else "launcher --help"
-        _print_error(UsageError(error.format_message(), next_step=help_hint), wants_json)
+        _print_error(UsageError(error.format_message(), next_step=_help_for(error, args)), wants_json)
         return int(ExitCode.USAGE)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
@@ -110,6 +108,14 @@ def run(args: list[str]) -> int:
         )
         return int(ExitCode.INTERNAL)
     return int(result) if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _help_for(error: click.ClickException, args: Sequence[str]) -> str:
+    """The help page nearest to a usage error; click's parser does not say in which command it was."""
+    ctx: click.Context | None = getattr(error, "ctx", None)
+    if ctx is not None:
+        return f"{ctx.command_path} --help"
+    return f"launcher {args[0]} --help" if args and args[0] in COMMANDS else "launcher --help"
 
 
 def _wants_json(args: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.model.sections import Settings
 
-HYDRA_KEY = re.compile(r"(\+\+?)?[A-Za-z_][\w-]*([./][\w-]+)*")
+HYDRA_KEY = re.compile(r"\+?[A-Za-z_][\w-]*([./][\w-]+)*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,8 @@ def test_each_setting_refuses_a_value_of_a_wrong_type(path: KeyPath) -> None:
             "must be token_ids or log_probs or advantages, not the text 'tokens'",
         ),
         (("verl",), {"a b": 1}, "must be a path of verl's configuration"),
+        (("verl",), {"++trainer.x": 1}, "must be a path of verl's configuration"),
+        (("verl",), {"trainer.": 1}, "must be a path of verl's configuration"),
         (("verl",), {"trainer": {"x": 1}}, "must be no mapping: write the path as one key, trainer.<...>"),
         (("verl",), {"a": float("inf")}, "must be text, a number"),
     ],

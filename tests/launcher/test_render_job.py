@@ -284,16 +284,17 @@ SETS = (
     "data.reward_function={path: a, name: b}",
 )
 BENIGN = run_of("smoke", (), *SETS)
+BENIGN_SHAPE = shape(yaml.safe_load(rendered(BENIGN)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ANY_TEXT.filter(bool))
 def test_hostile_text_in_every_field_arrives_unchanged(text: str) -> None:
     run = RunSpec.new(
         text, with_texts(BENIGN.spec, text), provenance={"user": text}, wandb={**BENIGN.wandb, "url": text}
     )
     job = yaml.safe_load(rendered(run))
-    assert shape(job) == shape(yaml.safe_load(rendered(BENIGN)))
+    assert shape(job) == BENIGN_SHAPE
     pod, container, env = pod_of(job), container_of(job), env_of(job)
     assert {
         "name": job["metadata"]["name"],
