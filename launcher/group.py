@@ -15,7 +15,7 @@ import click
 
 from launcher import __version__
 from launcher.cli import COMMANDS, OVERVIEW
-from launcher.errors import ExitCode, LauncherError, UsageError
+from launcher.errors import ExitCode, LauncherError, UsageError, exit_codes_line
 
 
 class LazyGroup(click.Group):
@@ -29,6 +29,9 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         command: click.Command = importlib.import_module(entry[0]).command
+        for each in (command, *getattr(command, "commands", {}).values()):
+            if each.epilog is None:
+                each.epilog = exit_codes_line()
         return command
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
