@@ -1,0 +1,108 @@
+"""Which version of the code runs: the package's version and, in a source checkout, git's state."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher import __version__
+from launcher.resources import checkout_dir
+
+TIMEOUT_S = 20.0
+#: What an untracked file must lie in to change a run; anything else (notes, outputs) is not part of the code.
+CODE_PATHS = ("influence", "launcher", "templates")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeVersion:
+    """The code of a run, as the spec holds it.
+
+    Attributes:
+        version: of the distribution.
+        git_commit: the commit that is checked out; None outside a git checkout.
+        dirty: whether the tree differs from the commit; None outside a git checkout.
+        diff_sha256: over the files that differ and the untracked code; None where clean.
+    """
+
+    version: str
+    git_commit: str | None
+    dirty: bool | None
+    diff_sha256: str | None
+
+    def as_dict(self) -> dict[str, str | bool | None]:
+        return asdict(self)
+
+
+def code_version(top: Path | None = None) -> CodeVersion:
+    """The version of the code at ``top``, by default of the code that runs.
+
+    An installed wheel may lie inside somebody's repository (a ``.venv``), whose commit says nothing about
+    it: git is asked only where ``top`` is itself the top of a repository.
+    """
+    top = checkout_dir() if top is None else top
+    unknown = CodeVersion(version=__version__, git_commit=None, dirty=None, diff_sha256=None)
+    if top is None:
+        return unknown
+    inside = _git(top, "rev-parse", "--show-toplevel", "HEAD")
+    if inside is None:
+        return unknown
+    shown, _, commit = inside.decode(errors="surrogateescape").strip().rpartition("\n")
+    if Path(shown).resolve() != top.resolve():
+        return unknown
+    difference = _difference(top)
+    return CodeVersion(
+        version=__version__,
+        git_commit=commit,
+        dirty=difference is not None,
+        diff_sha256=difference,
+    )
+
+
+def _difference(top: Path) -> str | None:
+    """A SHA-256 over the files that differ from HEAD; None where none does.
+
+    Names and contents are hashed, not the text of ``git diff``, which depends on the user's settings.
+    """
+    changed = _git(top, "diff", "--name-only", "--no-renames", "--no-ext-diff", "-z", "HEAD") or b""
+    untracked = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE_PATHS) or b""
+    names = sorted({name for name in (changed + untracked).split(b"\0") if name})
+    if not names:
+        return None
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name + b"\0" + _content(top / os.fsdecode(name)) + b"\0")
+    return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """What is at a path now, in one digest: gone, a link and its target, or a file's mode and bytes."""
+    try:
+        if path.is_symlink():
+            return b"link" + hashlib.sha256(os.fsencode(path.readlink())).digest()
+        executable = bool(path.stat().st_mode & stat.S_IXUSR)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").digest()
+        return (b"executable" if executable else b"file") + digest
+    except OSError:
+        return b"gone"
+
+
+def _git(top: Path, *args: str) -> bytes | None:
+    """git's standard output; None where git is missing, fails or hangs."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed words and a path, no shell
+            ["git", "-C", str(top), "-c", "core.fsmonitor=false", *args],  # noqa: S607 - the user's own git
+            capture_output=True,
+            check=True,
+            timeout=TIMEOUT_S,
+            env={**env, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

@@ -1,0 +1,78 @@
+"""The types of single settings, shared by the sections."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A mapping of settings: strict types, no unknown keys, no defaults (``jobs/base.yaml`` has them)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _writable(text: str) -> str:
+    """Refuse what no YAML document, environment variable or file name can hold."""
+    if "\x00" in text:
+        raise PydanticCustomError("text", "must not contain a NUL character")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise PydanticCustomError("text", "must not contain half of a surrogate pair")
+    return text
+
+
+def _matching(pattern: str, what: str) -> AfterValidator:
+    import re
+
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise PydanticCustomError("text", "must be {what}", {"what": what})
+        return text
+
+    return AfterValidator(check)
+
+
+FreeText = Annotated[str, AfterValidator(_writable)]
+Text = Annotated[FreeText, Field(min_length=1)]
+
+#: RFC 1123 label or subdomain, as Kubernetes names its objects.
+DnsLabel = Annotated[
+    str,
+    _matching(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?", "lower-case letters, digits and '-', at most 63"),
+]
+DnsName = Annotated[
+    str,
+    _matching(
+        r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+        "lower-case letters, digits, '-' and '.', at most 253",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    _matching(
+        r"(?=.{1,63}$)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?",
+        "a Kubernetes label value, such as NVIDIA-H200",
+    ),
+]
+#: A Kubernetes quantity of bytes.
+Bytes = Annotated[
+    str,
+    _matching(
+        r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?", "a number of bytes with a unit, such as 1500Gi"
+    ),
+]
+Image = Annotated[
+    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", "an image reference, such as registry/name:tag")
+]
+
+# Kubernetes and numpy keep some of the counts in 32 bits.
+_MAX_INT = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=_MAX_INT)]
+NonNegative = Annotated[int, Field(ge=0, le=_MAX_INT)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]

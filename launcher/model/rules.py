@@ -1,0 +1,144 @@
+"""What settings must satisfy together: mostly what verl would refuse, or hang on, minutes into a run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.model.sections import Settings
+
+HYDRA_KEY = re.compile(r"\+?[A-Za-z_][\w-]*([./][\w-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a preset.
+
+    Attributes:
+        path: the setting it is told at.
+        what: "must ...", in words.
+    """
+
+    path: tuple[str | int, ...]
+    what: str
+
+
+def broken_rules(settings: Settings) -> list[Problem]:
+    """Every rule that ``settings`` break, in the order of the sections."""
+    return [
+        *_data(settings),
+        *_batches(settings),
+        *_device(settings),
+        *_influence(settings),
+        *_verl(settings.verl),
+    ]
+
+
+def _data(s: Settings) -> Iterator[Problem]:
+    if s.data.source == "parquet" and not s.data.train_files:
+        yield Problem(("data", "train_files"), "must name a file, since data.source is parquet")
+    if s.data.source == "arithmetic" and (s.data.train_files or s.data.val_files):
+        yield Problem(
+            ("data", "train_files"), "must be [] (and val_files too), since data.source is arithmetic"
+        )
+
+
+def _batches(s: Settings) -> Iterator[Problem]:
+    t, num_ranks = s.training, s.hardware.ranks_per_node * s.hardware.nodes
+    if t.prompts_per_step % t.mini_batch_prompts:
+        yield Problem(
+            ("training", "mini_batch_prompts"),
+            f"must divide training.prompts_per_step, {t.prompts_per_step}, not be {t.mini_batch_prompts}",
+        )
+    num_responses = t.mini_batch_prompts * t.responses_per_prompt
+    if num_responses % num_ranks:
+        yield Problem(
+            ("training", "mini_batch_prompts"),
+            f"x training.responses_per_prompt, {num_responses}, must split evenly over {num_ranks} ranks",
+        )
+    elif not t.use_dynamic_batch and num_responses // num_ranks % t.micro_batch_size_per_rank:
+        yield Problem(
+            ("training", "micro_batch_size_per_rank"),
+            f"must divide the {num_responses // num_ranks} responses that a rank has of a mini-batch",
+        )
+    longest = s.data.max_prompt_length + s.data.max_response_length
+    if t.use_dynamic_batch and t.max_tokens_per_rank < longest:
+        yield Problem(
+            ("training", "max_tokens_per_rank"),
+            f"must hold the longest sequence: {longest} tokens of prompt and response",
+        )
+    if t.save_freq and t.keep_checkpoints < 2:
+        yield Problem(
+            ("training", "keep_checkpoints"),
+            "must be at least 2: with one, a kill while it is replaced leaves none to resume from",
+        )
+
+
+def _device(s: Settings) -> Iterator[Problem]:
+    if s.hardware.nodes != 1:
+        yield Problem(("hardware", "nodes"), "must be 1: a run is one pod or one machine")
+    num_ranks = s.hardware.ranks_per_node * s.hardware.nodes
+    if num_ranks % s.rollout.tensor_parallel_size:
+        yield Problem(("rollout", "tensor_parallel_size"), f"must divide the {num_ranks} ranks")
+    if s.hardware.device == "cpu":
+        if s.rollout.name != "hf_cpu":
+            yield Problem(("rollout", "name"), "must be hf_cpu, since hardware.device is cpu")
+        if s.rollout.tensor_parallel_size != 1:
+            yield Problem(("rollout", "tensor_parallel_size"), "must be 1, since hardware.device is cpu")
+        if s.model.attn_implementation == "flash_attention_2":
+            yield Problem(
+                ("model", "attn_implementation"), "must be sdpa or eager, since hardware.device is cpu"
+            )
+        if s.model.dtype != "float32":
+            yield Problem(("model", "dtype"), "must be float32, since hardware.device is cpu")
+    else:
+        if s.rollout.name == "hf_cpu":
+            yield Problem(("rollout", "name"), "must be vllm, since hardware.device is cuda")
+        if s.model.attn_implementation == "flash_attention_2" and s.model.dtype == "float32":
+            yield Problem(
+                ("model", "dtype"), "must be bfloat16, since model.attn_implementation is flash_attention_2"
+            )
+
+
+def _influence(s: Settings) -> Iterator[Problem]:
+    if s.influence.max_tokens_per_response == 0:
+        yield Problem(("influence", "max_tokens_per_response"), "must be -1 (all) or at least 1")
+    if (
+        s.training.responses_per_prompt < 2
+        and s.influence.scope == "per_prompt"
+        and s.influence.contrast != "none"
+    ):
+        yield Problem(
+            ("training", "responses_per_prompt"), "must be at least 2: one response has no contrast"
+        )
+    for path, names in (
+        (("influence", "modules"), s.influence.modules),
+        (("store", "columns"), s.store.columns),
+    ):
+        for name, count in Counter(names).items():
+            if count > 1:
+                yield Problem(path, f"names {name} {count} times")
+
+
+def _verl(overrides: dict[str, Any]) -> Iterator[Problem]:
+    for key, value in overrides.items():
+        if not HYDRA_KEY.fullmatch(key):
+            yield Problem(("verl", key), "must be a path of verl's configuration, such as trainer.test_freq")
+        elif isinstance(value, dict):
+            yield Problem(("verl", key), f"must be no mapping: write the path as one key, {key}.<...>")
+        elif not _is_plain(value):
+            yield Problem(("verl", key), "must be text, a number, true, false, null, or a list of those")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(not isinstance(item, list) and _is_plain(item) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return "\x00" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+    return value is None or isinstance(value, (bool, int))
