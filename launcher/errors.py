@@ -36,6 +36,25 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # Ctrl-C, as a shell reports SIGINT
 
 
+def exit_codes_line() -> str:
+    """All codes in words, as a command's help shows them that has no shorter line of its own."""
+    words = {
+        ExitCode.OK: "done",
+        ExitCode.INTERNAL: "internal error",
+        ExitCode.USAGE: "usage",
+        ExitCode.SPEC: "invalid preset or spec",
+        ExitCode.CONFLICT: "another run has this name",
+        ExitCode.BACKEND: "backend out of reach",
+        ExitCode.INCOMPLETE: "incomplete or corrupt",
+        ExitCode.RUN_FAILED: "run failed",
+        ExitCode.RUN_UNFINISHED: "not finished",
+        ExitCode.RUN_NOT_FOUND: "no such run",
+        ExitCode.RUN_CANCELLED: "cancelled",
+        ExitCode.INTERRUPTED: "interrupted",
+    }
+    return "Exit codes: " + ", ".join(f"{int(code)} {words[code]}" for code in ExitCode) + "."
+
+
 class LauncherError(Exception):
     """An error with a place, a reason and a next step.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class CodeVersion:
         version: of the distribution.
         git_commit: the commit that is checked out; None outside a git checkout.
         dirty: whether the tree differs from the commit; None outside a git checkout.
-        diff_sha256: of the difference (``git diff`` of tracked files, and untracked code); None where clean.
+        diff_sha256: over the files that differ and the untracked code; None where clean.
     """
 
     version: str
@@ -62,24 +63,32 @@ def code_version(top: Path | None = None) -> CodeVersion:
 
 
 def _difference(top: Path) -> str | None:
-    """The SHA-256 of all that differs from HEAD; None where nothing does."""
-    diff = (
-        _git(top, "diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "HEAD")
-        or b""
-    )
-    listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE_PATHS) or b""
-    untracked = sorted(name for name in listed.split(b"\0") if name)
-    if not diff and not untracked:
+    """A SHA-256 over the files that differ from HEAD; None where none does.
+
+    Names and contents are hashed, not the text of ``git diff``, which depends on the user's settings.
+    """
+    changed = _git(top, "diff", "--name-only", "--no-renames", "--no-ext-diff", "-z", "HEAD") or b""
+    untracked = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE_PATHS) or b""
+    names = sorted({name for name in (changed + untracked).split(b"\0") if name})
+    if not names:
         return None
-    digest = hashlib.sha256(diff)
-    for name in untracked:
-        path = top / os.fsdecode(name)
-        try:
-            content = path.read_bytes() if not path.is_symlink() else os.fsencode(path.readlink())
-        except OSError:
-            content = b""
-        digest.update(b"\0" + name + b"\0" + hashlib.sha256(content).digest())
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name + b"\0" + _content(top / os.fsdecode(name)) + b"\0")
     return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """What is at a path now, in one digest: gone, a link and its target, or a file's mode and bytes."""
+    try:
+        if path.is_symlink():
+            return b"link" + hashlib.sha256(os.fsencode(path.readlink())).digest()
+        executable = bool(path.stat().st_mode & stat.S_IXUSR)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").digest()
+        return (b"executable" if executable else b"file") + digest
+    except OSError:
+        return b"gone"
 
 
 def _git(top: Path, *args: str) -> bytes | None:

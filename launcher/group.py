@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import traceback
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,7 +15,7 @@ import click
 
 from launcher import __version__
 from launcher.cli import COMMANDS, OVERVIEW
-from launcher.errors import ExitCode, LauncherError, UsageError
+from launcher.errors import ExitCode, LauncherError, UsageError, exit_codes_line
 
 
 class LazyGroup(click.Group):
@@ -30,6 +29,9 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         command: click.Command = importlib.import_module(entry[0]).command
+        for each in (command, *getattr(command, "commands", {}).values()):
+            if each.epilog is None:
+                each.epilog = exit_codes_line()
         return command
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -39,12 +41,11 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from difflib import get_close_matches
+            from launcher.suggest import did_you_mean
 
-            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = did_you_mean(args[0], COMMANDS)
             raise UsageError(
-                f"no command '{args[0]}'",
-                next_step=f"launcher {near[0]} --help" if near else "launcher --help",
+                f"no command '{args[0]}'" + (f"; {hint}" if hint else ""), next_step="launcher --help"
             )
         return super().resolve_command(ctx, args)
 
@@ -56,6 +57,12 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show a traceback with errors.")
 def cli(debug: bool) -> None:
     """Submit, watch and collect runs that trace the influence of every response token."""
+
+
+# `launcher presets` alone asks what there is; click 8.2 and later raise, earlier ones print by themselves.
+_HELP_IS_THE_ANSWER: tuple[type[click.UsageError], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
 
 
 def run(args: list[str]) -> int:
@@ -73,17 +80,24 @@ def run(args: list[str]) -> int:
         return done.exit_code
     except click.Abort:
         return int(ExitCode.INTERRUPTED)
+    except _HELP_IS_THE_ANSWER as error:
+        click.echo(error.format_message())
+        return int(ExitCode.OK)
     except click.ClickException as error:
-        ctx = getattr(error, "ctx", None)
-        help_hint = f"{ctx.command_path} --help" if ctx is not None else "launcher --help"
-        _print_error(UsageError(error.format_message(), next_step=help_hint), wants_json)
+        _print_error(UsageError(error.format_message(), next_step=_help_for(error, args)), wants_json)
         return int(ExitCode.USAGE)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader went away (`launcher logs R | head`): nothing to say, and nobody to say it to.
-        sys.stderr.close()
+    except SystemExit:
+        # No command calls sys.exit; click does where the reader went away (`launcher logs R | head`),
+        # and then there is nobody left to tell.
         return int(ExitCode.OK)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        _print_error(LauncherError(f"{where}{error.strerror or error}"), wants_json)
+        return int(ExitCode.INTERNAL)
     except Exception as error:  # the last resort: a bug, told as one
         if debug:
             traceback.print_exc()
@@ -99,9 +113,19 @@ def run(args: list[str]) -> int:
     return int(result) if isinstance(result, int) else int(ExitCode.OK)
 
 
+def _help_for(error: click.ClickException, args: Sequence[str]) -> str:
+    """The help page nearest to a usage error; click's parser does not say in which command it was."""
+    ctx: click.Context | None = getattr(error, "ctx", None)
+    if ctx is not None:
+        return f"{ctx.command_path} --help"
+    return f"launcher {args[0]} --help" if args and args[0] in COMMANDS else "launcher --help"
+
+
 def _wants_json(args: Sequence[str]) -> bool:
     """Errors follow ``--output json`` too, even when parsing the arguments is what failed."""
-    return "--output=json" in args or any(a in ("--output", "-o") and b == "json" for a, b in pairwise(args))
+    return any(arg in ("--output=json", "-ojson") for arg in args) or any(
+        flag in ("--output", "-o") and value == "json" for flag, value in pairwise(args)
+    )
 
 
 def _print_error(error: LauncherError, wants_json: bool) -> None:

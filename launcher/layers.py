@@ -58,13 +58,12 @@ def merge(data: dict[str, Any], places: dict[KeyPath, Place], layer: YamlSource)
 def refuse_secrets(layer: YamlSource) -> None:
     """SpecError where a value has the form of a secret, or a free-form key says that it is one."""
     for path, value in _leaves(layer.data, ()):
-        named = (
-            path[0] == "verl" and len(path) > 1 and is_secret_key(str(path[1])) and value not in (None, "")
-        )
-        if named or (isinstance(value, str) and is_secret_value(value)):
+        if not isinstance(value, str) or not value:
+            continue
+        if is_secret_value(value) or (path[0] == "verl" and any(is_secret_key(str(key)) for key in path[1:])):
             raise SpecError(
                 f"{layer.places[path].at(path)}: looks like a secret, and a spec is stored and shown",
-                next_step="put it into the Secret that cluster.secret names, or into the environment of a local run",
+                next_step="put it into the Secret that cluster.secret names, or into the environment",
             )
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import SpecError, UsageError
 from launcher.layers import merge, parse_set, refuse_secrets
 from launcher.resources import shipped_jobs_dir
+from launcher.suggest import did_you_mean
 from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -69,7 +69,9 @@ class PresetLibrary:
         """
         for folder in jobs_dirs:
             if not folder.is_dir():
-                raise UsageError(f"--jobs {folder}: no such folder", next_step="launcher presets list")
+                raise UsageError(
+                    f"no such folder of presets: {folder}", next_step="check --jobs and INFL_JOBS"
+                )
         self._dirs = (*jobs_dirs, shipped_jobs_dir())
 
     def presets(self) -> list[PresetFile]:
@@ -246,8 +248,8 @@ def _same(a: Path, b: Path) -> bool:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    near = [k for k in known if name and name in k] or get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(name, known)
+    return f"; {hint}" if hint else ""
 
 
 def _there_are(known: Sequence[str]) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 
 _SECRET_KEY = re.compile(
-    r"(^|[^a-z])(api_?key|access_?key(_id)?|secret_?key|private_?key|auth_?token|access_?token|token|secret"
-    r"|passw(or)?d|passphrase|credentials?)$"
+    r"(api_?key|access_?key(_id)?|secret_?(key)?|private_?key|passw(or)?d|passphrase|credentials?"
+    r"|(^|\.)token|(api|auth|access|refresh|bearer|hub|hf|github|gitlab)_?token)$"
 )
 _SECRET_VALUE = re.compile(
     r"""
@@ -28,7 +28,7 @@ _SECRET_VALUE = re.compile(
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether a key of free-form settings, such as ``env_vars.WANDB_API_KEY``, says that its value is a secret."""
+    """Whether a free-form key, such as ``env_vars.WANDB_API_KEY``, says that its value is a secret."""
     return _SECRET_KEY.search(key.lower().replace("-", "_")) is not None
 
 
@@ -38,7 +38,7 @@ def is_secret_value(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """``text``, or ``***`` in place of its value where it looks secret; for ``flag=value`` only the value goes."""
+    """``text``, with ``***`` in place of what looks secret: the whole, or the value of ``key=value``."""
     key, equals, value = text.rpartition("=")
     if is_secret_value(text) or (equals and (is_secret_value(value) or is_secret_key(key))):
         return f"{key}=***" if equals else "***"

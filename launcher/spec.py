@@ -1,4 +1,4 @@
-"""From a preset to a run: the resolved spec, its hash, the run's name, where it came from, its W&B identity."""
+"""From a preset to a run: its resolved spec and hash, its name, where it came from, its W&B identity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from influence.rundir.clock import utc_now
 from influence.rundir.errors import RunNameError
 from influence.rundir.names import run_name, validate_run_name
 from influence.rundir.spec import RunSpec, spec_hash
-
 from launcher import __version__
 from launcher.errors import UsageError
 from launcher.git import CodeVersion, code_version

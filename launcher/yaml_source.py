@@ -106,7 +106,7 @@ def parse_yaml(text: str, *, source: str, flag: bool = False) -> YamlSource:
         if node is None:
             return YamlSource(None, {(): Place(source, None if flag else 1)})
         return YamlSource(_build(node, (), places, place), places)
-    except _Refused as refused:
+    except _RefusedError as refused:
         raise SpecError(
             f"{place(refused.mark).at(refused.path)}: {refused.what}", next_step=refused.next_step
         ) from None
@@ -116,7 +116,7 @@ def parse_yaml(text: str, *, source: str, flag: bool = False) -> YamlSource:
         raise SpecError(f"{where}: character U+{int(error.character):04X} is not allowed in YAML") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = str(place(mark)) if mark else source
+        where = place(mark) if mark else Place(source)
         column = f", column {mark.column + 1}" if mark and not flag else ""
         why = f"{error.context}{column}" if error.context else column.removeprefix(", ") or None
         raise SpecError(f"{where}: not valid YAML: {error.problem or error.context}", why=why) from None
@@ -125,7 +125,15 @@ def parse_yaml(text: str, *, source: str, flag: bool = False) -> YamlSource:
             loader.dispose()
 
 
-class _Refused(Exception):
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML in the form of the shipped presets; ``parse_yaml`` reads the same data back."""
+    # Escapes instead of Unicode: some of its line separators would not survive being printed.
+    return yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=110, default_flow_style=False
+    )
+
+
+class _RefusedError(Exception):
     """Valid YAML that this reader does not take."""
 
     def __init__(self, what: str, mark: yaml.Mark, path: KeyPath = (), next_step: str | None = None) -> None:
@@ -140,20 +148,29 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         mark = event.start_mark
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise _Refused(
+            raise _RefusedError(
                 "anchors (&) and aliases (*) are not allowed", mark, next_step="write the value out"
             )
         if event.tag is not None:
-            raise _Refused(f"the tag {event.tag!r} is not allowed", mark, next_step="remove the tag")
+            raise _RefusedError(f"the tag {event.tag!r} is not allowed", mark, next_step="remove the tag")
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _Refused(f"nested deeper than {MAX_DEPTH} levels", mark)
+            raise _RefusedError(f"nested deeper than {MAX_DEPTH} levels", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 (PyYAML's own rules) or the core schema would take for something else."""
+
+    def represent_sequence(
+        self, tag: str, sequence: Any, flow_style: bool | None = None
+    ) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style=True)
 
 
 _CORE_SCHEMA = (
@@ -163,12 +180,13 @@ _CORE_SCHEMA = (
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
               r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
 )  # fmt: skip
-for _name, _pattern, _first in _CORE_SCHEMA:
-    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-        f"tag:yaml.org,2002:{_name}",
-        re.compile(rf"^(?:{_pattern})$"),
-        [*_first, *([""] if _name == "null" else [])],
-    )
+for _resolving in (_Loader, _Dumper):
+    for _name, _pattern, _first in _CORE_SCHEMA:
+        _resolving.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}",
+            re.compile(rf"^(?:{_pattern})$"),
+            [*_first, *([""] if _name == "null" else [])],
+        )
 
 
 def _build(node: yaml.Node, path: KeyPath, places: dict[KeyPath, Place], place: Any) -> Any:
@@ -179,7 +197,7 @@ def _build(node: yaml.Node, path: KeyPath, places: dict[KeyPath, Place], place: 
             key = _key(key_node, path, place)
             if key in mapping:
                 first = places[(*path, key)]
-                raise _Refused(
+                raise _RefusedError(
                     "written twice" if first.line is None else f"written twice, first in line {first.line}",
                     key_node.start_mark, (*path, key),
                 )  # fmt: skip
@@ -194,11 +212,11 @@ def _build(node: yaml.Node, path: KeyPath, places: dict[KeyPath, Place], place: 
 def _key(node: yaml.Node, path: KeyPath, place: Any) -> str:
     if isinstance(node, yaml.ScalarNode):
         if node.value == "<<" and node.style is None:
-            raise _Refused("merge keys (<<) are not allowed", node.start_mark, path, "use `extends:`")
+            raise _RefusedError("merge keys (<<) are not allowed", node.start_mark, path, "use `extends:`")
         value: Hashable = _scalar(node, path)
         if isinstance(value, str):
             return value
-    raise _Refused("a key must be text", node.start_mark, path, "put the key in quotes")
+    raise _RefusedError("a key must be text", node.start_mark, path, "put the key in quotes")
 
 
 def _scalar(node: yaml.Node, path: KeyPath) -> Any:
@@ -211,8 +229,9 @@ def _scalar(node: yaml.Node, path: KeyPath) -> Any:
     if kind == "int":
         digits = text.lstrip("+-")
         if len(digits) > 30:
-            raise _Refused("a number of more than 30 digits", node.start_mark, path)
+            raise _RefusedError("a number of more than 30 digits", node.start_mark, path)
         return int(text, 0) if digits[:2] in ("0o", "0x") else int(text)
     if kind == "float":
         return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
-    return text
+    # JSON writes a character beyond U+FFFF as the escapes of two halves, and JSON is welcome here.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")

@@ -1,4 +1,4 @@
-"""The options that choose a run: ``--preset``, ``--overlay``, ``--set``, ``--name``, ``--suffix``, ``--jobs``."""
+"""The options that choose a run, and the request that they make."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from influence.rundir.spec import RunSpec
 
 jobs_option = click.option(
-    "--jobs", "jobs_dirs", multiple=True, type=click.Path(file_okay=False, path_type=Path), envvar="INFL_JOBS",
-    show_envvar=True, metavar="DIR", help="A folder of your own presets, searched before the shipped ones. Repeatable.",
+    "--jobs", "jobs_dirs", multiple=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    envvar="INFL_JOBS", show_envvar=True,
+    help="A folder of your own presets, searched before the shipped ones. Repeatable.",
 )  # fmt: skip
 
 overlay_option = click.option(
@@ -72,13 +73,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(request=request, **others)
 
     options = (
-        click.option("--preset", required=True, metavar="NAME", help="A preset by name or path to a YAML file."),
+        click.option("--preset", required=True, metavar="NAME", help="A preset by name, or a YAML file."),
         overlay_option,
         set_option,
-        click.option("--name", metavar="NAME", help="The run's whole name, a DNS label of at most 34 characters."),
+        click.option("--name", metavar="NAME", help="The run's name: a DNS label of at most 34 characters."),
         click.option(
             "--suffix", metavar="TEXT",
-            help="The end of the run's name instead of the date (MMDD); 'hash': four digits of the spec hash.",
+            help="The end of the run's name, by default the date (MMDD); 'hash': of the spec, 4 digits.",
         ),
         jobs_option,
     )  # fmt: skip

@@ -69,8 +69,10 @@ Image = Annotated[
     str, _matching(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", "an image reference, such as registry/name:tag")
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+# Kubernetes and numpy keep some of the counts in 32 bits.
+_MAX_INT = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=_MAX_INT)]
+NonNegative = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

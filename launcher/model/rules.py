@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.model.sections import Settings
 
-HYDRA_KEY = re.compile(r"(\+\+?)?[A-Za-z_][\w-]*([./][\w-]+)*")
+HYDRA_KEY = re.compile(r"\+?[A-Za-z_][\w-]*([./][\w-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,13 @@ def _batches(s: Settings) -> Iterator[Problem]:
     if t.prompts_per_step % t.mini_batch_prompts:
         yield Problem(
             ("training", "mini_batch_prompts"),
-            f"must divide training.prompts_per_step: {t.prompts_per_step} / {t.mini_batch_prompts} leaves a rest",
+            f"must divide training.prompts_per_step, {t.prompts_per_step}, not be {t.mini_batch_prompts}",
         )
     num_responses = t.mini_batch_prompts * t.responses_per_prompt
     if num_responses % num_ranks:
         yield Problem(
             ("training", "mini_batch_prompts"),
-            f"x training.responses_per_prompt = {num_responses} responses must split evenly over {num_ranks} ranks",
+            f"x training.responses_per_prompt, {num_responses}, must split evenly over {num_ranks} ranks",
         )
     elif not t.use_dynamic_batch and num_responses // num_ranks % t.micro_batch_size_per_rank:
         yield Problem(
@@ -69,7 +69,7 @@ def _batches(s: Settings) -> Iterator[Problem]:
     if t.use_dynamic_batch and t.max_tokens_per_rank < longest:
         yield Problem(
             ("training", "max_tokens_per_rank"),
-            f"must hold the longest sequence: data.max_prompt_length + data.max_response_length = {longest} tokens",
+            f"must hold the longest sequence: {longest} tokens of prompt and response",
         )
     if t.save_freq and t.keep_checkpoints < 2:
         yield Problem(
@@ -107,12 +107,6 @@ def _device(s: Settings) -> Iterator[Problem]:
 def _influence(s: Settings) -> Iterator[Problem]:
     if s.influence.max_tokens_per_response == 0:
         yield Problem(("influence", "max_tokens_per_response"), "must be -1 (all) or at least 1")
-    if s.influence.hessian != "identity" and s.influence.damping == 0:
-        yield Problem(
-            ("influence", "damping"),
-            f"must be greater than 0, since influence.hessian is {s.influence.hessian}: "
-            "the responses alone do not make an invertible matrix",
-        )
     if (
         s.training.responses_per_prompt < 2
         and s.influence.scope == "per_prompt"
@@ -134,6 +128,8 @@ def _verl(overrides: dict[str, Any]) -> Iterator[Problem]:
     for key, value in overrides.items():
         if not HYDRA_KEY.fullmatch(key):
             yield Problem(("verl", key), "must be a path of verl's configuration, such as trainer.test_freq")
+        elif isinstance(value, dict):
+            yield Problem(("verl", key), f"must be no mapping: write the path as one key, {key}.<...>")
         elif not _is_plain(value):
             yield Problem(("verl", key), "must be text, a number, true, false, null, or a list of those")
 

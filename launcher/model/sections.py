@@ -82,13 +82,13 @@ class Influence(Section):
     accepted_above: float
     scope: Literal["per_prompt", "batch"]
     hessian: Literal["response", "inverse", "identity"]
-    damping: NonNegativeFloat
+    damping: PositiveFloat
     damping_mode: Literal["trace_over_responses", "trace_over_dim"]
     exclude_self: bool
     positions: Literal["response"]
     projection_dim_factor: Positive
     max_hessian_dim: Positive
-    max_tokens_per_response: Annotated[int, Field(ge=-1)]
+    max_tokens_per_response: Annotated[int, Field(ge=-1, le=2**31 - 1)]
     modules: Annotated[list[Text], Field(min_length=1)]
     capture: Literal["separate"]
     profile_timing: bool

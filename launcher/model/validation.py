@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -12,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from launcher.model.rules import Problem, broken_rules
 from launcher.model.sections import Settings
+from launcher.suggest import did_you_mean
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -24,6 +24,12 @@ _EXPECTED = {
     "dict_type": "a mapping of settings",
     "model_type": "a mapping of settings",
     "model_attributes_type": "a mapping of settings",
+}
+_BOUNDS = {
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
 }
 
 
@@ -82,9 +88,10 @@ def _problem(details: ErrorDetails) -> Problem:
         return Problem(path, _not_a_choice(path, details["input"]))
     if kind in _EXPECTED:
         return Problem(path, f"must be {_EXPECTED[kind]}, not {_described(details['input'])}")
-    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        word = {"g": "greater than" if kind == "greater_than" else "at least", "l": "at most"}[kind[0]]
-        return Problem(path, f"must be {word} {next(iter(context.values()))}, not {details['input']}")
+    if kind in _BOUNDS:
+        return Problem(
+            path, f"must be {_BOUNDS[kind]} {next(iter(context.values()))}, not {details['input']}"
+        )
     if kind in ("string_too_short", "too_short"):
         return Problem(path, "must not be empty")
     return Problem(path, details["msg"])
@@ -92,15 +99,13 @@ def _problem(details: ErrorDetails) -> Problem:
 
 def _unknown(path: tuple[str | int, ...]) -> str:
     valid = setting_names(path[:-1])
-    near = get_close_matches(str(path[-1]), valid, n=1)
-    return "no such setting; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(valid)}")
+    return "no such setting; " + (did_you_mean(str(path[-1]), valid) or f"there are {', '.join(valid)}")
 
 
 def _not_a_choice(path: tuple[str | int, ...], value: Any) -> str:
     choices = [str(choice) for choice in get_args(_type_at(path))]
-    near = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"must be {' or '.join(choices)}, not {_described(value)}{hint}"
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    return f"must be {' or '.join(choices)}, not {_described(value)}" + (f"; {hint}" if hint else "")
 
 
 def _described(value: Any) -> str:

@@ -1,0 +1,31 @@
+"""Influence of every response token, traced inside an RL update. Importing this package imports no torch.
+
+The public names load on first use::
+
+    from influence import InfluenceTracer, TracerConfig
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from influence.config import TracerConfig
+    from influence.tracer import InfluenceTracer
+
+__all__ = ["InfluenceTracer", "TracerConfig"]
+
+_HOMES = {"InfluenceTracer": "influence.tracer", "TracerConfig": "influence.config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,220 @@
+"""The tracer: hooks on a model, and from what they captured one score for every captured token."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from influence.capture import ActivationCapture, CaptureError, MicroBatch, response_dtype
+from influence.config import InfluenceWarning, TracerConfig
+from influence.groups import GroupPlan, gather_rows, plan_groups
+from influence.modules import by_shape, find_modules
+from influence.score import RowScores, emit_rows, score_micro_batch
+from influence.timing import PhaseTimer
+from influence.weights import RowWeights, row_weights
+
+COUNTERS: Final = (
+    "micro_batches",
+    "captured_tokens",
+    "rows_emitted",
+    "groups",
+    "skipped_groups",
+    "interpolated_groups",
+    "double_sign_groups",
+    "solve_floors",
+    "nonfinite_drops",
+)
+
+
+class InfluenceTracer:
+    """Traces the influence of single tokens during ordinary backward passes of a model.
+
+    ::
+
+        tracer = InfluenceTracer(model, TracerConfig(), process_group=dist.group.WORLD)
+        for batch in micro_batches:
+            with tracer.capture(batch.row_ids):          # forward AND backward inside
+                objective(model, batch).backward()
+        rows = tracer.pop_rows(groups, contrast)         # rows[i].scores: one number a captured token
+
+    Without a process group only this process's rows are compared. The hooks do nothing outside of
+    ``capture`` and never change a gradient. Under max_tokens_per_response the gradient ``G_r`` of a
+    response consists of its selected tokens only, so that its scores still add up to its total.
+
+    A score belongs to a position, not to the loss at that position: see `token_scores`. It predicts, to first
+    order, how ``sum_r c_r L_r`` changes when the weights step along the token's gradient preconditioned by
+    ``H^-1``.
+
+    Raises TracerConfigError when `config.modules` names something that cannot be traced.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TracerConfig, process_group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.config = config
+        self._process_group = process_group
+        self._modules, narrowed = find_modules(model, config)
+        self._shape_classes = by_shape(self._modules)
+        self._dtype = response_dtype(self._modules[0].module.weight.dtype)
+        self._device = _compute_device(model, process_group)
+        self._capture = ActivationCapture(self._modules, self._dtype, config.max_tokens_per_response)
+        self._timer = PhaseTimer(self._device, config.profile_timing)
+        self._counts = Counter(dict.fromkeys(COUNTERS, 0))
+        self._nonfinite: Counter[str] = Counter()
+        self._told_interpolation = False
+        _warn_of_settings(config, narrowed)
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """The canonical names of the traced layers."""
+        return tuple(module.name for module in self._modules)
+
+    @contextmanager
+    def capture(self, row_ids: Tensor) -> Iterator[None]:
+        """Capture one micro-batch: run the forward and the backward of the objective inside.
+
+        `row_ids` int64, in the shape of the token grid the model sees, (batch, seq) or packed (1, tokens):
+        the row that a token belongs to, -1 where it is not captured. A row's tokens lie in one micro-batch;
+        ids are free to choose, and rows come back in their order. Keep `row_ids` on the CPU where possible.
+        Nothing is kept of a micro-batch that raises.
+
+        Raises ValueError for another type or shape of row_ids, and CaptureError when a traced layer did
+        not run or got no gradient, sees other tokens than row_ids says, or a row was captured before.
+        """
+        with self._timer.span("capture"), self._capture.record(row_ids):
+            yield
+
+    def pop_rows(self, groups: Sequence[int], contrast: Sequence[float]) -> list[RowScores]:
+        """Score the rows captured since the last call and forget them; one entry a row, by increasing row id.
+
+        `groups` and `contrast` have an entry a row in the same order: an id of the row's group, the same on
+        every rank (its prompt; unused with scope=batch), and c_r: 1 for contrast=none, +1 or -1 for
+        accepted or rejected, or the advantage. Rows of a group without contrast (see `plan_groups`)
+        come back with zeros and ``scored=False``. Collective over the process group: every rank calls it,
+        also one that has no rows.
+
+        Raises ValueError when the arguments do not fit the captured rows (GatherError on the other ranks)
+        and CaptureError inside ``capture``; the captured rows are still there then.
+        """
+        if self._capture.is_open:
+            raise CaptureError("pop_rows() inside capture(): end the micro-batch first")
+        batches, timer = self._capture.micro_batches, self._timer
+        with torch.no_grad(), timer.span("pop_rows"):
+            with timer.span("grad_staging"):
+                captured = [row_id for batch in batches for row_id in batch.selection.row_ids]
+                place = {row_id: index for index, row_id in enumerate(sorted(captured))}
+                staged = self._stage(batches, [place[row_id] for row_id in captured])
+                rows = gather_rows(groups, contrast, staged, self._process_group)
+                plan = plan_groups(rows.groups, rows.contrast, rows.local, self.config)
+            self._capture.clear()
+            with timer.span("hessian_solve"):
+                scales = [self._modules[members[0]].scale for members in self._shape_classes]
+                weights = row_weights(rows, plan, scales, self.config)
+            with timer.span("token_scoring"):
+                scores = [score_micro_batch(batch, place, weights) for batch in batches]
+            with timer.span("score_aggregation"):
+                emitted = emit_rows(batches, scores, place, weights)
+            self._count(batches, plan, weights)
+        return emitted
+
+    def pop_timing(self) -> dict[str, float]:
+        """Seconds by phase since the last call: see `PhaseTimer.pop`. Leaves the counters alone."""
+        return self._timer.pop()
+
+    def debug_stats(self, reset: bool = False) -> dict[str, int]:
+        """Counts since construction or the last reset, and the number of traced ``modules``.
+
+        A group is counted on the rank of its first row, so that sums over ranks count it once.
+        ``nonfinite_drops`` counts pairs of a module and a row. Leaves the timings alone.
+        """
+        stats = {"modules": len(self._modules), **self._counts}
+        if reset:
+            self._counts = Counter(dict.fromkeys(COUNTERS, 0))
+            self._nonfinite.clear()
+        return stats
+
+    def nonfinite_modules(self) -> dict[str, int]:
+        """How many rows each module lost to values that are not finite, since the last reset."""
+        return dict(self._nonfinite)
+
+    def remove(self) -> None:
+        """Take the hooks off the model; what was captured can still be popped."""
+        self._capture.remove()
+
+    def _stage(self, batches: Sequence[MicroBatch], places: Sequence[int]) -> list[Tensor]:
+        """The gradients of the local rows, by class [C, n, D]; `places`: where each captured row goes."""
+        staged = []
+        for index, members in enumerate(self._shape_classes):
+            k_out, k_in = self._modules[members[0]].shape
+            if not batches:
+                empty = torch.empty(len(members), 0, k_out * k_in, dtype=self._dtype, device=self._device)
+                staged.append(empty)
+                continue
+            G_CnD = torch.cat([batch.classes[index].gradients for batch in batches], dim=1).flatten(2)
+            order = torch.tensor(places, device=G_CnD.device)
+            staged.append(torch.empty_like(G_CnD).index_copy_(1, order, G_CnD))
+        return staged
+
+    def _count(self, batches: Sequence[MicroBatch], plan: GroupPlan, weights: RowWeights) -> None:
+        scored_groups = plan.num_counted - plan.num_counted_skipped
+        num_interpolated = int(weights.num_interpolated)
+        dropped_M = (~torch.cat(weights.is_finite)).sum(1).tolist()
+        self._counts.update(
+            micro_batches=len(batches),
+            captured_tokens=sum(batch.selection.row_offsets[-1] for batch in batches),
+            rows_emitted=sum(len(batch.selection.row_ids) for batch in batches),
+            groups=plan.num_counted,
+            skipped_groups=plan.num_counted_skipped,
+            interpolated_groups=num_interpolated,
+            double_sign_groups=scored_groups if self.config.counts_advantage_sign_twice else 0,
+            solve_floors=int(weights.num_floors),
+            nonfinite_drops=sum(dropped_M),
+        )
+        if num_interpolated and not self._told_interpolation:
+            self._told_interpolation = True
+            _warn(
+                f"in {num_interpolated} of {scored_groups} groups every response's score adds up to its own "
+                f"contrast ({float(weights.effective_dof):.2f} effective degrees of freedom for "
+                f"{plan.num_counted_rows} responses): a token's score then "
+                "hardly predicts what a step along it does. Raise influence.damping, or use "
+                "damping_mode: trace_over_responses or exclude_self: true"
+            )
+        names = [self._modules[index].name for members in self._shape_classes for index in members]
+        dropped = {name: count for name, count in zip(names, dropped_M, strict=True) if count}
+        if dropped:
+            self._nonfinite.update(dropped)
+            listed = ", ".join(f"{name} ({count})" for name, count in list(dropped.items())[:5])
+            _warn(f"values that are not finite: dropped {len(dropped)} modules from rows: {listed}")
+
+
+def _compute_device(model: nn.Module, process_group: dist.ProcessGroup | None) -> torch.device:
+    """Where the model computes; its parameters may be offloaded to the CPU at the moment."""
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    if not on_gpu and process_group is not None and torch.cuda.is_available():
+        on_gpu = "nccl" in dist.get_backend_config(process_group)
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def _warn_of_settings(config: TracerConfig, narrowed: Sequence[str]) -> None:
+    if config.counts_advantage_sign_twice:
+        _warn(
+            "objective log_prob_advantage with contrast accepted_minus_rejected counts the sign of the "
+            "advantage twice; use objective: log_prob, or contrast: none"
+        )
+    if narrowed:
+        _warn(
+            f"{len(narrowed)} modules, such as {narrowed[0]}, are projected to fewer numbers than "
+            f"projection_dim_factor={config.projection_dim_factor} asks for, to keep "
+            f"max_hessian_dim={config.max_hessian_dim}; raise it to use more"
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, InfluenceWarning, stacklevel=4)

@@ -1,0 +1,187 @@
+"""Several processes over gloo: groups across ranks, ranks without rows, wrong arguments, sharded weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from influence import InfluenceTracer, TracerConfig
+from tests.influence.brute_force import relative_error
+from tests.influence.tiny_model import Layer, Response, TinyTransformer, make_responses, objective, padded
+from tests.influence.tracing import capture, capture_and_pop, trace
+
+pytestmark = pytest.mark.slow
+
+CONFIG = TracerConfig(projection_dim_factor=2)
+RESPONSES = make_responses(num_responses=7, num_groups=2)
+SHARDED_RESPONSES = make_responses(num_responses=8, num_groups=2)
+
+
+def on_ranks(job: Callable[[int], Any], num_ranks: int, folder: Path) -> list[Any]:
+    """Run `job` on each rank and return what each returned."""
+    mp.spawn(_rank, args=(job, num_ranks, str(folder)), nprocs=num_ranks)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def _rank(rank: int, job: Callable[[int], Any], num_ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks
+    )
+    try:
+        torch.save(job(rank), f"{folder}/{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def rows_of_rank(rank: int, num_ranks: int) -> list[list[Response]]:
+    """Groups span ranks; a third rank has no rows."""
+    holders = min(num_ranks, 2)
+    if rank >= holders:
+        return []
+    mine = [r for i, r in enumerate(RESPONSES) if i * holders // len(RESPONSES) == rank]
+    return [mine[:2], mine[2:]]
+
+
+def score_on(rank: int, num_ranks: int, scope: str) -> dict[str, Any]:
+    model = TinyTransformer()
+    config = TracerConfig(projection_dim_factor=2, scope=scope)
+    tracer = InfluenceTracer(model, config, process_group=dist.group.WORLD)
+    rows = capture_and_pop(tracer, model, rows_of_rank(rank, num_ranks))
+    return {
+        "scores": {row.row_id: row.scores for row in rows},
+        "totals": {row.row_id: row.total for row in rows},
+        "stats": tracer.debug_stats(),
+    }
+
+
+def score_per_prompt_on_2(rank: int) -> dict[str, Any]:
+    return score_on(rank, 2, "per_prompt")
+
+
+def score_per_prompt_on_3(rank: int) -> dict[str, Any]:
+    return score_on(rank, 3, "per_prompt")
+
+
+def score_batch_on_2(rank: int) -> dict[str, Any]:
+    return score_on(rank, 2, "batch")
+
+
+@pytest.mark.parametrize(
+    ("job", "num_ranks", "scope"),
+    [
+        (score_per_prompt_on_2, 2, "per_prompt"),
+        (score_per_prompt_on_3, 3, "per_prompt"),
+        (score_batch_on_2, 2, "batch"),
+    ],
+    ids=["2 ranks", "3 ranks, one without rows", "batch"],
+)
+def test_the_number_of_ranks_does_not_matter(
+    job: Callable[[int], Any], num_ranks: int, scope: str, tmp_path: Path
+) -> None:
+    by_rank = on_ranks(job, num_ranks, tmp_path)
+    expected = trace(TinyTransformer(), [RESPONSES], TracerConfig(projection_dim_factor=2, scope=scope))
+    found = {row_id: scores for result in by_rank for row_id, scores in result["scores"].items()}
+    totals = {row_id: total for result in by_rank for row_id, total in result["totals"].items()}
+    assert set(found) == set(expected)
+    for row_id, row in expected.items():
+        assert relative_error(found[row_id], row.scores) < 1e-11
+        assert totals[row_id] == pytest.approx(row.total, rel=1e-11)
+    # Sums over ranks count every group and row once.
+    assert sum(result["stats"]["groups"] for result in by_rank) == (2 if scope == "per_prompt" else 1)
+    assert sum(result["stats"]["rows_emitted"] for result in by_rank) == len(RESPONSES)
+
+
+def pass_wrong_arguments_on_rank_1(rank: int) -> str:
+    model = TinyTransformer()
+    tracer = InfluenceTracer(model, CONFIG, process_group=dist.group.WORLD)
+    capture(tracer, model, padded(RESPONSES[:2]))
+    try:
+        tracer.pop_rows([0, 0], [1.0] * (3 if rank == 1 else 2))
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_wrong_arguments_on_one_rank_end_all_and_hang_none(tmp_path: Path) -> None:
+    first, second = on_ranks(pass_wrong_arguments_on_rank_1, 2, tmp_path)
+    assert first.startswith("GatherError: rank 1")
+    assert second.startswith("ValueError: contrast has 3 entries where 2 rows")
+
+
+def sharded(model: TinyTransformer) -> TinyTransformer:
+    """As FSDP2 does it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def wrapped(model: TinyTransformer, use_orig_params: bool) -> Any:
+    """As FSDP1 does it: the names change, and without original parameters the weights are views."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    return FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=ModuleWrapPolicy({Layer}),
+        use_orig_params=use_orig_params,
+        device_id=torch.device("cpu"),
+    )
+
+
+def score_sharded(rank: int) -> dict[str, Any]:
+    models = {
+        "FSDP2": sharded(TinyTransformer()),
+        "FSDP2, checkpointing": sharded(TinyTransformer(checkpointing="non_reentrant")),
+        "FSDP1": wrapped(TinyTransformer(), use_orig_params=False),
+        "FSDP1, original parameters": wrapped(TinyTransformer(), use_orig_params=True),
+    }
+    result: dict[str, Any] = {}
+    for kind, model in models.items():
+        tracer = InfluenceTracer(model, CONFIG, process_group=dist.group.WORLD)
+        # Every rank runs as many micro-batches: the gathers of weights are collective.
+        mine = SHARDED_RESPONSES[4 * rank : 4 * rank + 4]
+        rows = capture_and_pop(tracer, model, [mine[:2], mine[2:]])
+        result[kind] = {row.row_id: row.scores for row in rows}
+    return result
+
+
+def gradients_of_sharded(rank: int) -> bool:
+    """Whether a traced and an untraced sharded model have bitwise equal gradients."""
+    batch = padded(SHARDED_RESPONSES[4 * rank : 4 * rank + 4])
+    plain, traced = sharded(TinyTransformer()), sharded(TinyTransformer())
+    objective(plain, batch).backward()
+    capture(InfluenceTracer(traced, CONFIG, process_group=dist.group.WORLD), traced, batch)
+    return all(
+        torch.equal(a.grad.to_local(), b.grad.to_local())
+        for a, b in zip(plain.parameters(), traced.parameters(), strict=True)
+    )
+
+
+def test_sharded_models_score_as_whole_ones(tmp_path: Path) -> None:
+    by_rank = on_ranks(score_sharded, 2, tmp_path)
+    expected = trace(TinyTransformer(), [SHARDED_RESPONSES], CONFIG)
+    assert len(by_rank[0]) == 4
+    for kind in by_rank[0]:
+        found = {**by_rank[0][kind], **by_rank[1][kind]}
+        assert set(found) == set(expected)
+        for row_id, row in expected.items():
+            assert relative_error(found[row_id], row.scores) < 1e-11
+
+
+def test_tracing_leaves_sharded_gradients_bitwise_equal(tmp_path: Path) -> None:
+    assert on_ranks(gradients_of_sharded, 2, tmp_path) == [True, True]

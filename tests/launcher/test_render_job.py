@@ -1,0 +1,321 @@
+"""The Kubernetes Job of each preset: golden files, strict schemas, and what is derived from the spec.
+
+After a wanted change run this file with ``INFL_UPDATE_GOLDEN=1`` and read the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from influence.rundir.exits import Verdict, classify
+from influence.rundir.spec import RunSpec
+from launcher.git import CodeVersion
+from launcher.kubernetes_values import TEMPLATE, job_values, unmet_needs
+from launcher.presets import PresetLibrary
+from launcher.render import render_template
+from launcher.spec import resolve_run
+from tests.launcher.test_render import ANY_TEXT, kubelet_expands
+
+GOLDEN = Path(__file__).parent / "golden" / "kubernetes"
+PRESETS = [file.name for file in PresetLibrary().presets()]
+OVERLAYS: list[tuple[str, ...]] = [(), *((file.name,) for file in PresetLibrary().overlays())]
+CASES = [(preset, overlays) for preset in PRESETS for overlays in OVERLAYS]
+CASE_IDS = ["-".join((preset, *overlays)) for preset, overlays in CASES]
+
+
+def run_of(preset: str, overlays: tuple[str, ...] = (), *sets: str) -> RunSpec:
+    """A run that is the same on every machine and day."""
+    run = resolve_run(
+        preset,
+        overlays,
+        sets,
+        code=CodeVersion(version="0.1.0", git_commit="c" * 40, dirty=False, diff_sha256=None),
+        today=date(2026, 2, 21),
+    )
+    provenance = {
+        "user": "ada",
+        "host": "desk",
+        "created_at": "2026-02-21T09:30:00.123Z",
+        "command": ["launcher"],
+    }
+    return replace(run, provenance=provenance)
+
+
+def rendered(run: RunSpec) -> str:
+    return render_template(TEMPLATE, job_values(run))
+
+
+def job_of(preset: str, overlays: tuple[str, ...] = (), *sets: str) -> dict[str, Any]:
+    job: dict[str, Any] = yaml.safe_load(rendered(run_of(preset, overlays, *sets)))
+    return job
+
+
+def pod_of(job: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = job["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(job: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod_of(job)["containers"]
+    return dict(container)
+
+
+def env_of(job: dict[str, Any]) -> dict[str, Any]:
+    entries = container_of(job)["env"]
+    assert len({entry["name"] for entry in entries}) == len(entries)
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in entries}
+
+
+@pytest.mark.parametrize(("preset", "overlays"), CASES, ids=CASE_IDS)
+def test_the_job_is_the_golden_one(preset: str, overlays: tuple[str, ...]) -> None:
+    """The run document and its hash have tests of their own; the golden files leave them out."""
+    run = run_of(preset, overlays)
+    text = rendered(run).replace(run.spec_hash, "sha256:...").replace(run.spec_hash[7:39], "...")
+    text, count = re.subn(r'(INFL_RUN_JSON, value: )".*"}$', r'\1"..."}', text, flags=re.MULTILINE)
+    assert count == 1
+    # A name that was shortened ends in digits that depend on nothing but the names.
+    path = GOLDEN / f"{'-'.join((preset, *overlays))}.yaml"
+    if os.environ.get("INFL_UPDATE_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(CASE_IDS)
+
+
+NEWEST = kubernetes_validate.latest_version()
+
+
+@pytest.mark.parametrize("version", ["1.31", NEWEST])
+@pytest.mark.parametrize(("preset", "overlays"), CASES, ids=CASE_IDS)
+def test_the_job_passes_strict_validation(preset: str, overlays: tuple[str, ...], version: str) -> None:
+    everything = (
+        "cluster.data_claim=infl-data", "cluster.image_pull_secrets=[a, b]",
+        "wandb.entity=lab", "hardware.gpu_product=null",
+        "cluster.tolerations=[{key: a, operator: Equal, value: b, effect: NoExecute, tolerationSeconds: 3}]",
+    )  # fmt: skip
+    for sets in ((), everything):
+        kubernetes_validate.validate(job_of(preset, overlays, *sets), version, strict=True)
+
+
+def test_strict_validation_would_find_a_mistake() -> None:
+    job = job_of("smoke")
+    job["spec"]["backofLimit"] = 3
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, NEWEST, strict=True)
+
+
+def test_the_pod_failure_policy_does_what_the_exit_table_says() -> None:
+    """The first rule that matches an exit code decides, and without one the failure is charged."""
+    job = job_of("smoke")
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    assert rules[0] == {
+        "action": "Ignore",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
+    container = container_of(job)["name"]
+    verdicts = {"FailJob": Verdict.FATAL, "Ignore": Verdict.FREE_RETRY, None: Verdict.CHARGED_RETRY}
+    for code in range(1, 256):
+        matching = [
+            rule["action"]
+            for rule in rules[1:]
+            if rule["onExitCodes"]["containerName"] == container
+            and rule["onExitCodes"]["operator"] == "In"
+            and code in rule["onExitCodes"]["values"]
+        ]
+        assert len(matching) <= 1
+        assert verdicts[matching[0] if matching else None] is classify(code), code
+    assert pod_of(job)["restartPolicy"] == "Never", "a pod failure policy needs it"
+    assert job["spec"]["podReplacementPolicy"] == "Failed"
+
+
+def test_the_jobs_limits_are_the_specs() -> None:
+    job = job_of("smoke", (), "retry.backoff_limit=7", "retry.deadline_s=99", "retry.grace_period_s=5")
+    assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (7, 99)
+    assert pod_of(job)["terminationGracePeriodSeconds"] == 5
+    assert (job["spec"]["parallelism"], job["spec"]["completions"]) == (1, 1)
+
+
+def test_gpus_only_where_the_device_is_cuda() -> None:
+    gpu, cpu = job_of("alltoken-timing"), job_of("alltoken-timing", ("tiny-cpu",))
+    for kind in ("requests", "limits"):
+        assert container_of(gpu)["resources"][kind] == {
+            "nvidia.com/gpu": "8",
+            "cpu": "96",
+            "memory": "1500Gi",
+        }
+        assert set(container_of(cpu)["resources"][kind]) == {"cpu", "memory"}
+    assert pod_of(gpu)["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H200"}
+    assert pod_of(gpu)["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    ]
+    assert not {"nodeSelector", "tolerations"} & set(pod_of(cpu))
+    assert "nodeSelector" not in pod_of(job_of("smoke", (), "hardware.gpu_product=null"))
+    assert "nvidia" not in json.dumps(
+        {key: value for key, value in pod_of(cpu).items() if key != "containers"}
+    )
+
+
+def test_the_wandb_key_comes_by_reference_and_only_where_it_is_used() -> None:
+    online, offline, disabled = (
+        job_of("smoke", (), f"wandb.mode={mode}") for mode in ("online", "offline", "disabled")
+    )
+    reference = {"secretKeyRef": {"name": "infl-secrets", "key": "WANDB_API_KEY", "optional": True}}
+    assert env_of(online)["WANDB_API_KEY"] == reference
+    assert "WANDB_API_KEY" not in {**env_of(offline), **env_of(disabled)}
+    for job in (online, offline):
+        assert env_of(job)["WANDB_RUN_ID"] == job["metadata"]["name"] == "infl-smoke-0221"
+        assert env_of(job)["WANDB_RESUME"] == "allow"
+    assert not [name for name in env_of(disabled) if name.startswith("WANDB")]
+
+
+def test_no_secret_of_the_environment_gets_into_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    text = rendered(resolve_run("smoke", sets=["wandb.entity=lab"]))
+    assert "0123456789" * 4 not in text
+    assert "hf_xxx" not in text
+
+
+def test_the_trainer_gets_its_run_and_its_folder() -> None:
+    run = run_of("smoke", (), "model.path=$(POD_UID)/$$x")
+    job = yaml.safe_load(rendered(run))
+    container = container_of(job)
+    env = {name: value for name, value in env_of(job).items() if isinstance(value, str)}
+    seen = {name: kubelet_expands(value, {**env, "POD_UID": "!", "x": "!"}) for name, value in env.items()}
+    assert RunSpec.from_dict(json.loads(seen["INFL_RUN_JSON"])) == run
+    assert [*container["command"], *container["args"]] == [
+        "python", "-m", "influence.train", "--run-dir", "/artifacts/infl-smoke-0221",
+    ]  # fmt: skip
+    assert env_of(job)["POD_UID"] == {"fieldRef": {"fieldPath": "metadata.uid"}}
+    assert env_of(job)["NODE_NAME"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+
+
+def test_every_path_that_is_written_lies_on_a_writable_volume() -> None:
+    job = job_of("smoke")
+    container, pod = container_of(job), pod_of(job)
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert len(mounts) == len(volumes)
+    assert mounts["/artifacts"]["persistentVolumeClaim"] == {"claimName": "infl-artifacts"}
+    assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Gi"}
+    assert mounts["/tmp"]["emptyDir"] == {}
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        assert (env_of(job)[name] + "/").startswith("/tmp/")
+    assert container["workingDir"] == "/tmp"
+
+
+def test_data_is_mounted_read_only_where_there_is_a_claim() -> None:
+    job = job_of("smoke", (), "cluster.data_claim=corpus")
+    (mount,) = [m for m in container_of(job)["volumeMounts"] if m["mountPath"] == "/data"]
+    (volume,) = [v for v in pod_of(job)["volumes"] if v["name"] == mount["name"]]
+    assert mount["readOnly"] is True
+    assert volume["persistentVolumeClaim"] == {"claimName": "corpus", "readOnly": True}
+    assert unmet_needs(run_of("smoke", (), "cluster.data_claim=corpus")) == []
+    (need,) = unmet_needs(run_of("smoke"))
+    assert "/data/train.parquet" in need
+    assert unmet_needs(run_of("smoke", ("tiny-cpu",))) == []
+
+
+def test_labels_find_a_run_and_annotations_hold_the_whole_hash() -> None:
+    run = run_of("smoke", (), "wandb.entity=lab")
+    job = yaml.safe_load(rendered(run))
+    for metadata in (job["metadata"], job["spec"]["template"]["metadata"]):
+        assert metadata["labels"] == {"infl/run": run.run, "infl/spec-sha256": run.spec_hash[7:39]}
+        assert metadata["annotations"] == {
+            "infl/spec-hash": run.spec_hash,
+            "infl/wandb-url": run.wandb["url"],
+        }
+        assert all(re.fullmatch(r"[a-z0-9][-a-z0-9]{0,62}", value) for value in metadata["labels"].values())
+
+
+def test_the_pod_is_restricted() -> None:
+    pod = pod_of(job_of("smoke"))
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostIPC", "hostNetwork", "hostPID"} & set(pod)
+
+
+def shape(value: Any) -> Any:
+    """The structure of a document without its texts."""
+    if isinstance(value, dict):
+        return {key: shape(below) for key, below in value.items()}
+    return [shape(below) for below in value] if isinstance(value, list) else type(value).__name__
+
+
+def with_texts(spec: dict[str, Any], text: str) -> dict[str, Any]:
+    """Every free text of a spec replaced; what the template decides by keeps its value."""
+
+    def replaced(value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, dict):
+            return {key: replaced(below, (*path, key)) for key, below in value.items()}
+        if isinstance(value, list):
+            return [replaced(below, path) for below in value]
+        decides = path in {("hardware", "device"), ("wandb", "mode")}
+        return text if isinstance(value, str) and not decides else value
+
+    result: dict[str, Any] = replaced(spec, ())
+    return result
+
+
+SETS = (
+    "cluster.data_claim=d",
+    "cluster.image_pull_secrets=[p]",
+    "wandb.entity=e",
+    "data.reward_function={path: a, name: b}",
+)
+BENIGN = run_of("smoke", (), *SETS)
+BENIGN_SHAPE = shape(yaml.safe_load(rendered(BENIGN)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(ANY_TEXT.filter(bool))
+def test_hostile_text_in_every_field_arrives_unchanged(text: str) -> None:
+    run = RunSpec.new(
+        text, with_texts(BENIGN.spec, text), provenance={"user": text}, wandb={**BENIGN.wandb, "url": text}
+    )
+    job = yaml.safe_load(rendered(run))
+    assert shape(job) == BENIGN_SHAPE
+    pod, container, env = pod_of(job), container_of(job), env_of(job)
+    assert {
+        "name": job["metadata"]["name"],
+        "namespace": job["metadata"]["namespace"],
+        "run label": job["metadata"]["labels"]["infl/run"],
+        "url": job["metadata"]["annotations"]["infl/wandb-url"],
+        "service account": pod["serviceAccountName"],
+        "pull secret": pod["imagePullSecrets"][0]["name"],
+        "product": pod["nodeSelector"]["nvidia.com/gpu.product"],
+        "toleration": pod["tolerations"][0]["key"],
+        "image": container["image"],
+        "memory": container["resources"]["limits"]["memory"],
+        "secret": env["WANDB_API_KEY"]["secretKeyRef"]["name"],
+        "W&B id": kubelet_expands(env["WANDB_RUN_ID"], {"POD_UID": "!"}),
+        "shared memory": pod["volumes"][1]["emptyDir"]["sizeLimit"],
+        "claim": pod["volumes"][0]["persistentVolumeClaim"]["claimName"],
+        "data claim": pod["volumes"][3]["persistentVolumeClaim"]["claimName"],
+    } == dict.fromkeys(
+        ["name", "namespace", "run label", "url", "service account", "pull secret", "product", "toleration",
+         "image", "memory", "secret", "W&B id", "shared memory", "claim", "data claim"],
+        text,
+    )  # fmt: skip
+    assert kubelet_expands(container["args"][1], {"POD_UID": "!"}) == f"/artifacts/{text}"
+    assert json.loads(kubelet_expands(env["INFL_RUN_JSON"], {"POD_UID": "!"})) == run.to_dict()
