@@ -153,7 +153,7 @@ def test_who_asks_from_a_shell_with_the_marker_is_no_member() -> None:
 def test_stop_family_is_gentle_first_and_then_not() -> None:
     with child(GENTLE, SOME_RUN="/r/stop") as gentle, child(DEAF, SOME_RUN="/r/stop") as deaf:
         assert said(gentle) == said(deaf) == "ready"
-        assert stop_family(lambda: family(("SOME_RUN", "/r/stop")), settle_s=3) == []
+        assert stop_family(lambda: family(("SOME_RUN", "/r/stop")), settle_s=1) == []
         assert gentle.wait() == 7
         assert deaf.wait() == -signal.SIGKILL
 
@@ -163,7 +163,7 @@ def test_stop_family_stops_who_was_born_meanwhile_and_who_was_suspended() -> Non
         assert said(breeder) == "ready"
         os.kill(suspended.pid, signal.SIGSTOP)
         wait_for(lambda: is_stopped(suspended.pid))
-        assert stop_family(lambda: family(("SOME_RUN", "/r/breed")), settle_s=2) == []
+        assert stop_family(lambda: family(("SOME_RUN", "/r/breed")), settle_s=0.5) == []
         assert family(("SOME_RUN", "/r/breed")) == []
 
 

@@ -53,6 +53,7 @@ def test_one_run_in_detail(local_run: LocalRun) -> None:
     assert isinstance(document["last_step_age_s"], float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("orders", "code"),
     [(["commit 1", "commit 2", "exit 0"], 0), (["exit 78"], 100)],
@@ -63,6 +64,7 @@ def test_wait_exits_by_the_outcome(local_run: LocalRun, orders: list[str], code:
     assert status(local_run)[0] == 0  # without --wait the state is no error
 
 
+@pytest.mark.slow
 def test_wait_exits_103_when_cancelled_and_101_when_time_is_up(local_run: LocalRun) -> None:
     local_run.order(["hang"]).start()
     code, document = status(local_run, "--wait", "--timeout", "0.2")
@@ -78,6 +80,7 @@ def test_not_found_is_102_and_a_bad_name_is_2(local_run: LocalRun) -> None:
     assert launcher("status", local_run.name, "--timeout", "1", root=local_run.root).returncode == 2
 
 
+@pytest.mark.slow
 def test_watch_tells_each_change_and_ends_with_the_run(local_run: LocalRun) -> None:
     local_run.order(["commit 1", "kill"], ["commit 2", "exit 0"], backoff_s=1).start()
     done = launcher("status", local_run.name, "--watch", root=local_run.root)

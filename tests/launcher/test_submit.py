@@ -65,6 +65,7 @@ def test_a_complete_run_is_done(local_run: LocalRun) -> None:
     assert tree(local_run.paths.root_dir) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["exit 78", "kill"])
 def test_a_failed_run_is_started_again(local_run: LocalRun, ending: str) -> None:
     local_run.order(["commit 1", ending], ["commit 2", "exit 0"], backoff_limit=0).start().wait_settled()
@@ -151,6 +152,7 @@ def test_a_foreign_supervisor_record_is_unknown_and_named(local_run: LocalRun) -
     assert "supervisor.json" in status.reason
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_goes_on_when_submitted_again(local_run: LocalRun) -> None:
     local_run.order(["commit 1", "hang"], ["commit 2", "exit 0"]).start()
     local_run.wait_for_log("hang")
