@@ -35,7 +35,8 @@ def test_exit_3_is_retried_to_the_limit_and_charged(local_run: LocalRun) -> None
     assert (status.state, status.attempt, status.charged_retries) == (State.FAILED, 3, 2)
     assert "no retry left of 2" in status.reason
     assert [e["charged"] for e in local_run.events("decided")] == [True, True, True]
-    assert [e["exit_code"] for e in local_run.events("attempt_ended")] == [3, 3, 3]
+    ended = local_run.events("attempt_ended")
+    assert [(event["attempt"], event["exit_code"]) for event in ended] == [(1, 3), (2, 3), (3, 3)]
     assert len(local_run.pids("starts")) == 3
 
 
@@ -156,19 +157,21 @@ def test_no_wait_that_would_outlast_the_deadline(local_run: LocalRun) -> None:
 def test_hangup_and_ctrl_c_of_the_terminal_do_not_reach_it(local_run: LocalRun) -> None:
     local_run.order(["hang"]).start()
     local_run.wait_for_log("hang")
-    supervisor = local_run.supervisor()
+    supervisor, (attempt,) = local_run.supervisor(), local_run.pids("starts")
     assert os.getsid(supervisor.pid) != os.getsid(0)
     assert supervisor.pid != os.getsid(supervisor.pid)  # no session leader, so it never gets a terminal
-    assert os.getpgid(local_run.pids("starts")[0]) != os.getpgid(supervisor.pid)
+    assert os.getpgid(attempt) != os.getpgid(supervisor.pid)
     supervisor.send(signal.SIGHUP)
-    wait_for(lambda: "hang" in local_run.paths.log(1).read_text())
-    assert local_run.status().state is State.RUNNING
+    os.kill(attempt, signal.SIGTERM)
+    local_run.wait_for_log("hang", attempt=2)  # it has started the next attempt, so it lives
+    assert supervisor.alive()
+    assert Path(f"/proc/{supervisor.pid}/cwd").readlink() == local_run.paths.root_dir
     assert Path(f"/proc/{supervisor.pid}/fd/0").readlink() == Path("/dev/null")
     assert Path(f"/proc/{supervisor.pid}/fd/2").readlink() == local_run.paths.supervisor_log
 
 
 def test_a_killed_supervisor_takes_its_attempt_along_and_the_run_goes_on(local_run: LocalRun) -> None:
-    local_run.order(["commit 1", "orphan", "hang"], ["commit 2", "exit 0"]).start()
+    local_run.order(["commit 1", "orphan", "hang"], ["hang"], ["commit 2", "exit 0"]).start()
     local_run.wait_for_log("hang")
     (attempt,), (daemon,) = local_run.pids("starts"), local_run.pids("orphans")
     local_run.supervisor().send(signal.SIGKILL)
@@ -180,9 +183,10 @@ def test_a_killed_supervisor_takes_its_attempt_along_and_the_run_goes_on(local_r
     assert lost.next_command is not None
     assert local_run.name in lost.next_command
     assert ProcessId.of(daemon) is not None  # nobody has swept it yet
-    assert local_run.start().wait_settled().state is State.SUCCEEDED
-    assert ProcessId.of(daemon) is None
-    assert local_run.status().attempt == 2
+    local_run.start().wait_for_log("hang", attempt=2)
+    assert ProcessId.of(daemon) is None  # swept before the next attempt began
+    os.kill(local_run.pids("starts")[1], signal.SIGTERM)
+    assert local_run.wait_settled().state is State.SUCCEEDED
 
 
 def test_a_second_supervisor_leaves_the_run_to_the_first(local_run: LocalRun) -> None:
