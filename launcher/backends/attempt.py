@@ -20,7 +20,7 @@ MARKER = "INFL_RUN_DIR"
 
 def marker(paths: RunPaths) -> tuple[str, str]:
     """Name and value that the processes of this run carry."""
-    return MARKER, str(paths.root_dir.resolve())
+    return MARKER, str(paths.root_dir)
 
 
 _MOST_WORDS_BYTES = 2**16

@@ -91,7 +91,8 @@ def family(marker: tuple[str, str], *, under: int | None = None) -> list[Process
     """The living processes that belong to a run.
 
     Args:
-        marker: name and value of the environment variable that its processes were started with.
+        marker: the environment variable that its processes were started with: its name, and the path that is
+            its value, compared after symbolic links are resolved.
         under: also every descendant of this process (but not it itself).
 
     Returns:
@@ -102,8 +103,8 @@ def family(marker: tuple[str, str], *, under: int | None = None) -> list[Process
     children: dict[int, list[int]] = {}
     for pid, stat in stats.items():
         children.setdefault(stat.ppid, []).append(pid)
-    entry = f"{marker[0]}={marker[1]}".encode()
-    found = {pid for pid in stats if _has_variable(pid, entry)}
+    name, path = os.fsencode(f"{marker[0]}="), os.path.realpath(os.fsencode(marker[1]))
+    found = {pid for pid in stats if _has_path(pid, name, path)}
     if under is not None:
         found.update(children.get(under, ()))
     pending = list(found)
@@ -132,11 +133,13 @@ def _self_and_ancestors(stats: dict[int, _Stat]) -> set[int]:
     return chain
 
 
-def _has_variable(pid: int, entry: bytes) -> bool:
+def _has_path(pid: int, name: bytes, path: bytes) -> bool:
     try:
-        return entry in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        environment = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
     except OSError:  # another user's process, or one that has just ended
         return False
+    values = (entry[len(name) :] for entry in environment if entry.startswith(name))
+    return any(value == path or os.path.realpath(value) == path for value in values)
 
 
 def stop_family(

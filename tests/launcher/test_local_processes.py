@@ -142,6 +142,15 @@ def test_family_by_marker_and_by_descent_without_oneself() -> None:
         os.kill(unmarked_grandchild, signal.SIGKILL)
 
 
+def test_the_same_folder_by_another_way_is_the_same_run(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with child(SOME_RUN=str(tmp_path / "link" / "run")) as process:
+        mark = ("SOME_RUN", str(tmp_path / "data" / "run"))
+        wait_for(lambda: {found.pid for found in family(mark)} == {process.pid})
+        assert family(("SOME_RUN", str(tmp_path / "data" / "runs"))) == []
+
+
 def test_who_asks_from_a_shell_with_the_marker_is_no_member() -> None:
     environment = {**os.environ, "SOME_RUN": "/r/shell"}
     done = subprocess.run(
