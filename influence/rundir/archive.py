@@ -110,11 +110,14 @@ class Archive:
             raise self.error(
                 f"says that {num_packed_bytes} of its bytes unpack to {num_bytes}, which cannot be"
             )
-        self.headers = {name: self._header(name) for name in self._entries}
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._entries)
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """One array, its checksum verified."""
-        dtype, length = self.headers[name]
+        dtype, length = self.header(name)
         data = np.empty(1 if length is None else length, dtype)
         with self._malformed(name), self._zip.open(self._entries[name]) as stream:
             _read_header(stream)
@@ -132,10 +135,8 @@ class Archive:
             raise self.error(f"{name} has values that are neither true nor false")
         return data.reshape(()) if length is None else data
 
-    def error(self, reason: str) -> CorruptError:
-        return CorruptError(self._path, reason)
-
-    def _header(self, name: str) -> ArrayHeader:
+    def header(self, name: str) -> ArrayHeader:
+        """What an array will be; it agrees with the ZIP directory."""
         entry = self._entries[name]
         with self._malformed(name), self._zip.open(entry) as stream:
             num_header_bytes, descr, length = _read_header(stream)
@@ -147,6 +148,9 @@ class Archive:
         if num_header_bytes + header.num_bytes != entry.file_size:
             raise self.error(f"{name} has {entry.file_size} bytes, its header promises another number")
         return header
+
+    def error(self, reason: str) -> CorruptError:
+        return CorruptError(self._path, reason)
 
     @contextmanager
     def _malformed(self, what: str) -> Iterator[None]:

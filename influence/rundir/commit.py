@@ -95,6 +95,7 @@ class StepWriter:
             ValueError: the arrays do not fit together, the step is not above the resume point, or this
                 attempt committed it with other bytes.
         """
+        self._attempt.require_unfenced()
         data = npz.encode(arrays, scores_dtype=self._scores_dtype, columns=self._columns)
         record = self._record(step, arrays, data, timings, metrics)
         try:

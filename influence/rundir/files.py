@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from influence.rundir.errors import CorruptError, StorageError
-from influence.rundir.rename import link_or_rename_noreplace
+from influence.rundir.rename import rename_noreplace
 
 MAX_JSON_BYTES = 16 * 2**20
 _CHUNK_BYTES = 2**20
@@ -63,9 +63,9 @@ def publish(tmp: Path, path: Path, *, exclusive: bool) -> None:
     """Give a temporary file its name, durably; raises as `write_atomic` does."""
     try:
         if exclusive:
-            link_or_rename_noreplace(tmp, path)
+            rename_noreplace(tmp, path)
         else:
-            os.replace(tmp, path)  # noqa: PTH105 - the counterpart of os.link
+            tmp.replace(path)
         sync_dir(path.parent)
     except FileExistsError:
         raise
@@ -75,17 +75,22 @@ def publish(tmp: Path, path: Path, *, exclusive: bool) -> None:
 
 @contextmanager
 def moved_aside(path: Path, *, label: str) -> Iterator[Path]:
-    """A file, if it is there, under a temporary name; gone at the end unless it was renamed again."""
+    """A file, if it is there, under a temporary name.
+
+    At the end it goes back, unless it was given a name before; where its own is taken by then, it is removed.
+    """
     tmp = _temporary_name(path, label)
     try:
         try:
-            os.rename(path, tmp)  # noqa: PTH104 - beside os.link and os.replace
+            path.rename(tmp)
         except FileNotFoundError:
             pass  # somebody else has moved it
         except OSError as error:
             raise StorageError.from_os_error(error, path, "moving") from None
         yield tmp
     finally:
+        with suppress(OSError):
+            rename_noreplace(tmp, path)
         with suppress(OSError):
             tmp.unlink()
 

@@ -17,6 +17,8 @@ Float16 = npt.NDArray[np.float16]
 
 _TOP_EXPONENT = 14
 _MIN_SCALE_EXPONENT = -126  # of float32's normal numbers
+_MAX_SCALE_EXPONENT = 127 - _TOP_EXPONENT  # there, rounding up to 2^15 would be float32's 2^128
+_LARGEST_BELOW_TOP = np.float16(2**15 - 2**4)
 _SMALLEST_HALF = np.finfo(np.float16).smallest_subnormal
 
 
@@ -34,6 +36,8 @@ def to_half(scores_T: Float32, row_offsets: Int64) -> tuple[Float16, Float32]:
     scale = np.ldexp(np.float32(1), exponents).astype(np.float32)
     scaled = np.ldexp(scores_T, np.repeat(-exponents, lengths))
     halves = scaled.astype(np.float16)
+    at_the_end = np.repeat(exponents == _MAX_SCALE_EXPONENT, lengths) & np.isfinite(scores_T)
+    halves[at_the_end] = np.clip(halves[at_the_end], -_LARGEST_BELOW_TOP, _LARGEST_BELOW_TOP)
     vanished = (halves == 0) & (scores_T != 0)
     halves[vanished] = np.copysign(_SMALLEST_HALF, scores_T[vanished])
     return halves, scale
