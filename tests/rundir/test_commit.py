@@ -96,6 +96,15 @@ def test_an_equal_replay_of_a_damaged_file_keeps_its_own(paths: RunPaths) -> Non
     assert paths.step_npz(1).read_bytes() == b"damaged"
 
 
+@pytest.mark.parametrize("same_bytes", [True, False])
+def test_a_committed_file_that_is_gone_is_not_replaced_by_another(paths: RunPaths, same_bytes: bool) -> None:
+    first = commit(paths, claim_attempt(paths), 1, seed=1)
+    paths.step_npz(1).unlink()
+    replay = commit(paths, claim_attempt(paths), 1, seed=1 if same_bytes else 2)
+    assert not replay.equal and verify_step(paths, replay).status == "ok"
+    assert verify_step(paths, first).status == "missing"
+
+
 def test_to_commit_the_same_again_changes_nothing(paths: RunPaths) -> None:
     for _ in range(2):  # the first commit of the step, and a replay
         attempt = claim_attempt(paths)

@@ -278,6 +278,8 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path) -> None
     for name in ("pipe", "directory"):
         with pytest.raises(CorruptError, match="not a regular file"):
             read_json(tmp_path / name)
+    with pytest.raises(CorruptError, match="symbolic link or a file"):
+        read_json(tmp_path / "pipe" / "a.json", root_dir=tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 

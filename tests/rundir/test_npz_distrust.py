@@ -236,13 +236,16 @@ def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked() -> N
     assert peak_bytes(lambda: refused(bomb, max_bytes=10**6)) < 10**6
 
 
-def test_sizes_that_are_not_true_cost_nothing() -> None:
-    """A header and a ZIP directory that both promise 4 GB; there are a few hundred bytes."""
+@pytest.mark.parametrize("num_packed_bytes", [None, 4_000_000])
+def test_sizes_that_are_not_true_cost_nothing(num_packed_bytes: int | None) -> None:
+    """A header and a ZIP directory that promise 4 GB, and perhaps 4 MB to unpack; there are 200 bytes."""
     num_scores = 10**9 - 32
     header = npy(np.zeros(0, dtype=np.float32)).replace(b"(0,), }" + b" " * 9, b"(%d,), }" % num_scores)
     lie = bytearray(zipped([("scores.npy", header)]))
     directory = lie.index(b"PK\x01\x02")
     lie[directory + 24 : directory + 28] = struct.pack("<I", len(header) + 4 * num_scores)
+    if num_packed_bytes:
+        lie[directory + 20 : directory + 24] = struct.pack("<I", num_packed_bytes)
     assert peak_bytes(lambda: refused(bytes(lie))) < 10**6
     assert "cannot be" in refused(bytes(lie))
 
