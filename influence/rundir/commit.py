@@ -93,6 +93,7 @@ class StepWriter:
             CorruptError: the record of the step's first commit cannot be used.
             ValueError: the arrays do not fit together, the step is not above the resume point, or this
                 attempt committed it with other bytes.
+            TypeError: a timing or a metric is no number, or the tracer's options are not JSON.
         """
         self._attempt.require_unfenced()
         data = npz.encode(arrays, scores_dtype=self._scores_dtype, columns=self._columns)

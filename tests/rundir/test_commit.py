@@ -31,7 +31,7 @@ from influence.rundir import (
 )
 from influence.rundir.record import read_record
 
-from .steps import STORE, commit, step_arrays, temporaries, tree, writer
+from .steps import STORE, commit, new_run, step_arrays, temporaries, tree, writer
 
 
 def test_a_commit_is_the_file_and_a_record_of_it(paths: RunPaths) -> None:
@@ -209,6 +209,19 @@ def test_a_full_disk_leaves_no_commit_and_no_temporaries(
     assert committed_steps(paths) == {} and temporaries(paths.root_dir) == []
     assert not commit(paths, attempt, 1).replay  # there is space again
     assert verify_step(paths, committed_steps(paths)[1]).status == "ok"
+
+
+def test_a_disk_that_is_really_full(small_filesystem: Path) -> None:
+    paths = new_run(small_filesystem)
+    attempt = claim_attempt(paths)
+    commit(paths, attempt, 1)
+    before = tree(paths.root_dir)
+    large = step_arrays(lengths=(30_000,))
+    with pytest.raises(StorageError, match="no space left on the device") as error:
+        writer(paths, attempt).commit(2, large, timings={}, metrics={})
+    assert error.value.path == paths.step_npz(2) and "committed steps are kept" in error.value.next_step
+    assert tree(paths.root_dir) == before
+    assert commit(paths, attempt, 2).step == 2
 
 
 def test_a_temporary_file_that_a_later_claim_removed_means_fenced(
