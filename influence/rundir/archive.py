@@ -7,6 +7,7 @@ header and the ZIP directory agree that it is, and it looks at all of those befo
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import struct
@@ -159,6 +160,8 @@ class Archive:
         except _MALFORMED as error:
             raise self.error(f"{what} is cut short, altered or no NPZ ({error})") from None
         except OSError as error:
+            if error.errno == errno.EINVAL:  # an offset before the file's begin
+                raise self.error(f"{what} is cut short, altered or no NPZ (an impossible offset)") from None
             raise StorageError.from_os_error(error, self._path or "NPZ", "reading") from None
 
 

@@ -176,14 +176,15 @@ def open_inside(root_dir: Path, path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         FileNotFoundError: it, or a directory above it, is not there.
-        CorruptError: a link, a device, a pipe or a directory stands there, or ``path`` leaves ``root_dir``.
+        CorruptError: a link, a device, a pipe or a directory stands there, or ``..`` is in the path.
         StorageError: it cannot be opened.
+        ValueError: ``path`` does not begin with ``root_dir``.
     """
     parts = path.relative_to(root_dir).parts
     if not parts or ".." in parts:
         raise CorruptError(path, f"is not a file below {root_dir}")
     try:
-        fd = _open_steps(root_dir, parts)
+        fd = _open_each(root_dir, parts)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -197,7 +198,7 @@ def open_inside(root_dir: Path, path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _open_steps(root_dir: Path, parts: tuple[str, ...]) -> int:
+def _open_each(root_dir: Path, parts: tuple[str, ...]) -> int:
     """Open each directory relative to the one before, so that nobody can swap in a link in between."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     fd = os.open(root_dir, flags | os.O_DIRECTORY)

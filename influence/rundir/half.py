@@ -44,5 +44,13 @@ def to_half(scores_T: Float32, row_offsets: Int64) -> tuple[Float16, Float32]:
 
 
 def from_half(halves_T: Float16, scale_R: Float32, row_offsets: Int64) -> Float32:
-    """The scores [T] that `to_half` stored, in float32."""
-    return halves_T.astype(np.float32) * np.repeat(scale_R, np.diff(row_offsets))
+    """The scores [T] that `to_half` stored, in float32.
+
+    Raises:
+        ValueError: a scale that `to_half` does not make.
+    """
+    mantissas, exponents = np.frexp(scale_R)
+    if np.any(mantissas != 0.5) or np.any(exponents - 1 > _MAX_SCALE_EXPONENT):
+        raise ValueError("scores_scale has values that are no powers of two, or too large")
+    with np.errstate(over="ignore"):  # halves that no row has can still exceed float32
+        return halves_T.astype(np.float32) * np.repeat(scale_R, np.diff(row_offsets))

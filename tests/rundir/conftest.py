@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,15 @@ def committed_run(paths: RunPaths) -> Path:
     """The directory of a run with step 1 committed."""
     commit(paths, claim_attempt(paths), 1)
     return paths.root_dir
+
+
+@pytest.fixture
+def small_filesystem(tmp_path: Path) -> Iterator[Path]:
+    """A mounted filesystem of 64 KiB."""
+    mount_point = tmp_path / "mount"
+    mount_point.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount_point)]
+    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot mount")
+    yield mount_point
+    subprocess.run(["umount", str(mount_point)], check=True)

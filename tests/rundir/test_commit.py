@@ -31,7 +31,7 @@ from influence.rundir import (
 )
 from influence.rundir.record import read_record
 
-from .steps import STORE, commit, step_arrays, temporaries, tree, writer
+from .steps import STORE, commit, new_run, step_arrays, temporaries, tree, writer
 
 
 def test_a_commit_is_the_file_and_a_record_of_it(paths: RunPaths) -> None:
@@ -94,6 +94,15 @@ def test_an_equal_replay_of_a_damaged_file_keeps_its_own(paths: RunPaths) -> Non
     assert replay.sha256 == first.sha256 and not replay.equal
     assert verify_step(paths, replay).status == "ok"
     assert paths.step_npz(1).read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("same_bytes", [True, False])
+def test_a_committed_file_that_is_gone_is_not_replaced_by_another(paths: RunPaths, same_bytes: bool) -> None:
+    first = commit(paths, claim_attempt(paths), 1, seed=1)
+    paths.step_npz(1).unlink()
+    replay = commit(paths, claim_attempt(paths), 1, seed=1 if same_bytes else 2)
+    assert not replay.equal and verify_step(paths, replay).status == "ok"
+    assert verify_step(paths, first).status == "missing"
 
 
 def test_to_commit_the_same_again_changes_nothing(paths: RunPaths) -> None:
@@ -200,6 +209,19 @@ def test_a_full_disk_leaves_no_commit_and_no_temporaries(
     assert committed_steps(paths) == {} and temporaries(paths.root_dir) == []
     assert not commit(paths, attempt, 1).replay  # there is space again
     assert verify_step(paths, committed_steps(paths)[1]).status == "ok"
+
+
+def test_a_disk_that_is_really_full(small_filesystem: Path) -> None:
+    paths = new_run(small_filesystem)
+    attempt = claim_attempt(paths)
+    commit(paths, attempt, 1)
+    before = tree(paths.root_dir)
+    large = step_arrays(lengths=(30_000,))
+    with pytest.raises(StorageError, match="no space left on the device") as error:
+        writer(paths, attempt).commit(2, large, timings={}, metrics={})
+    assert error.value.path == paths.step_npz(2) and "committed steps are kept" in error.value.next_step
+    assert tree(paths.root_dir) == before
+    assert commit(paths, attempt, 2).step == 2
 
 
 def test_a_temporary_file_that_a_later_claim_removed_means_fenced(

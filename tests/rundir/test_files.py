@@ -169,17 +169,6 @@ def test_a_link_that_was_made_although_the_reply_says_no(
 # The system's own refusals: a full and a read-only filesystem (needs root), and a limit on file sizes.
 
 
-@pytest.fixture
-def small_filesystem(tmp_path: Path) -> Iterator[Path]:
-    mount_point = tmp_path / "mount"
-    mount_point.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount_point)]
-    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
-        pytest.skip("this user cannot mount")
-    yield mount_point
-    subprocess.run(["umount", str(mount_point)], check=True)
-
-
 def test_a_full_disk(small_filesystem: Path) -> None:
     write_atomic(small_filesystem / "kept", b"x" * 1000)
     with pytest.raises(StorageError, match="no space left on the device") as error:
@@ -278,6 +267,8 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path) -> None
     for name in ("pipe", "directory"):
         with pytest.raises(CorruptError, match="not a regular file"):
             read_json(tmp_path / name)
+    with pytest.raises(CorruptError, match="symbolic link or a file"):
+        read_json(tmp_path / "pipe" / "a.json", root_dir=tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 

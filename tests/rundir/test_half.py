@@ -52,3 +52,13 @@ def test_values_of_a_half_come_back_bit_for_bit() -> None:
     scores = np.array([1.0, -0.5, 0.333251953125, 0.0, -0.0], dtype=np.float32)
     back = from_half(*to_half(scores, np.array([0, 5])), np.array([0, 5]))
     assert back.tobytes() == scores.tobytes()
+
+
+def test_the_ends_of_float32() -> None:
+    """Rounded up, the largest scores would be infinite; the smallest lie below every normal number."""
+    ends = np.finfo(np.float32)
+    scores = np.array([ends.max, 1.0, -ends.max, ends.smallest_subnormal, ends.tiny], dtype=np.float32)
+    offsets = np.array([0, 2, 3, 4, 5])
+    back = from_half(*to_half(scores, offsets), offsets)
+    np.testing.assert_allclose(back[[0, 2, 3, 4]], scores[[0, 2, 3, 4]], rtol=2**-10)
+    assert back[1] > 0

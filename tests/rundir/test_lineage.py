@@ -270,6 +270,20 @@ def test_one_damaged_record_does_not_hide_the_others(paths: RunPaths) -> None:
         missing_steps(paths, 3)
 
 
+def test_a_commit_from_outside_of_the_lineage_never_fills_a_gap(paths: RunPaths) -> None:
+    one = claim_attempt(paths)
+    for step in (1, 2):
+        commit(paths, one, step)
+    two = claim_attempt(paths)
+    two.set_resume(1)
+    for step in (2, 3):
+        commit(paths, two, step)
+    assert attempts_by_step(paths, "final") == {1: 1, 2: 2, 3: 2}
+    paths.replay_record(2, 2).unlink()
+    assert attempts_by_step(paths, "final") == {1: 1, 3: 2}
+    assert missing_steps(paths, 3) == [2]
+
+
 def test_a_record_of_another_schema_version_is_an_error_in_any_case(paths: RunPaths) -> None:
     commit(paths, claim_attempt(paths), 1)
     document = json.loads(paths.step_record(1).read_text())

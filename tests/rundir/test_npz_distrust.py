@@ -182,6 +182,11 @@ def test_entries_that_are_no_columns(content: bytes, words: str) -> None:
         ({"row_offsets": np.array([0, 30, 30, 2**60])}, "ends with 1152921504606846976, there are 71 scores"),
         ({"row_offsets": np.array([0, 2**60, -(2**60), 71])}, "does not rise"),
         ({"row_offsets": np.array([0, 2**63 - 1, 2**63 - 1, 71])}, "does not rise"),
+        ({"scores_scale": np.array([1, np.nan, 1], dtype=np.float32)}, "scores_scale has values"),
+        ({"scores_scale": np.array([1, 0, 1], dtype=np.float32)}, "scores_scale has values"),
+        ({"scores_scale": np.array([1, -2, 1], dtype=np.float32)}, "scores_scale has values"),
+        ({"scores_scale": np.array([1, 3, 1], dtype=np.float32)}, "scores_scale has values"),
+        ({"scores_scale": np.array([1, 2.0**127, 1], dtype=np.float32)}, "scores_scale has values"),
         ({"positions": np.zeros(71, dtype=np.uint8)}, "positions do not increase"),
         ({"uid": np.array(["a", "b\0c", "d"])}, "NUL"),
         ({"tracer_config": np.frombuffer(b"{", dtype=np.uint8)}, "tracer_config is not valid JSON"),
@@ -236,13 +241,16 @@ def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked() -> N
     assert peak_bytes(lambda: refused(bomb, max_bytes=10**6)) < 10**6
 
 
-def test_sizes_that_are_not_true_cost_nothing() -> None:
-    """A header and a ZIP directory that both promise 4 GB; there are a few hundred bytes."""
+@pytest.mark.parametrize("num_packed_bytes", [None, 4_000_000])
+def test_sizes_that_are_not_true_cost_nothing(num_packed_bytes: int | None) -> None:
+    """A header and a ZIP directory that promise 4 GB, and perhaps 4 MB to unpack; there are 200 bytes."""
     num_scores = 10**9 - 32
     header = npy(np.zeros(0, dtype=np.float32)).replace(b"(0,), }" + b" " * 9, b"(%d,), }" % num_scores)
     lie = bytearray(zipped([("scores.npy", header)]))
     directory = lie.index(b"PK\x01\x02")
     lie[directory + 24 : directory + 28] = struct.pack("<I", len(header) + 4 * num_scores)
+    if num_packed_bytes:
+        lie[directory + 20 : directory + 24] = struct.pack("<I", num_packed_bytes)
     assert peak_bytes(lambda: refused(bytes(lie))) < 10**6
     assert "cannot be" in refused(bytes(lie))
 
@@ -250,6 +258,20 @@ def test_sizes_that_are_not_true_cost_nothing() -> None:
 def test_a_large_zip_directory_is_not_even_read() -> None:
     many = zipped([(f"{i}.npy", b"") for i in range(20_000)], zipfile.ZIP_STORED)
     assert peak_bytes(lambda: refused(many)) < 10**6
+
+
+@pytest.mark.parametrize("from_end", range(1, 22))
+def test_what_is_wrong_with_bytes_is_wrong_with_a_file(tmp_path: Path, from_end: int) -> None:
+    """The end record says where the ZIP directory lies; files answer wrong offsets in their own way."""
+    path = tmp_path / "step.npz"
+    spoiled = bytearray(DATA)
+    spoiled[-from_end] ^= 0xFF
+    path.write_bytes(spoiled)
+    try:
+        assert same(decode(path), decode(bytes(spoiled)))
+    except CorruptError as error:
+        assert error.path == path
+        refused(bytes(spoiled))
 
 
 def test_a_path_is_read_as_its_bytes_are_and_a_link_is_not(tmp_path: Path) -> None:
