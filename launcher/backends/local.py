@@ -1,0 +1,206 @@
+"""Runs on this machine: a supervisor process a run, the run directory as the only record.
+
+Nothing is remembered elsewhere, so a run is found by looking into the root, and a supervisor that was
+killed or a machine that was restarted is seen by its start token, which no living process has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from influence.rundir import RunDirError, RunPaths, RunSpec, StorageError, read_run
+from influence.rundir.clock import parse_time
+from influence.rundir.files import open_inside
+from launcher.backends import Refusal, journal
+from launcher.backends.journal import Outcome, SupervisorPhase, SupervisorRecord
+from launcher.backends.processes import describe, family, is_stopped, stop_family
+from launcher.errors import BackendError
+from launcher.states import BackendFacts, Phase
+
+_LOG_CHUNK_BYTES = 2**18
+_POLL_S = 0.1
+# Beyond the attempt's own grace: time for the sweep, and for a supervisor that sleeps to notice.
+_CANCEL_SLACK_S = 60.0
+
+_PHASES = {
+    SupervisorPhase.STARTING: Phase.QUEUED,
+    SupervisorPhase.RUNNING: Phase.EXECUTING,
+    SupervisorPhase.BACKING_OFF: Phase.BACKING_OFF,
+    SupervisorPhase.STOPPING: Phase.STOPPING,
+}
+_OUTCOMES = {
+    Outcome.SUCCEEDED: Phase.COMPLETED,
+    Outcome.FAILED: Phase.FAILED,
+    Outcome.CANCELLED: Phase.CANCELLED,
+    Outcome.STOPPED: Phase.LOST,
+}
+
+
+class LocalBackend:
+    """The backend ``local``.
+
+    Args:
+        root: the folder that holds the run directories.
+        command: what an attempt executes; empty for ``python -m influence.train --run-dir DIR``. Anything
+            else must honour the run directory as the trainer does.
+    """
+
+    name = "local"
+
+    def __init__(self, root: Path, command: Sequence[str] = ()) -> None:
+        self.root = root
+        self._command = list(command)
+
+    def refusal(self, run: RunSpec) -> Refusal | None:
+        from launcher.machine import lacking, this_machine
+
+        missing = lacking(run.spec, this_machine(self.root))
+        return Refusal(missing, str(run.spec["hardware"]["device"])) if missing else None
+
+    def submit(self, paths: RunPaths, run: RunSpec) -> bool:
+        from launcher.backends.detach import Answer, start_supervisor
+
+        record = journal.read_supervisor(paths)
+        if record is not None and _elsewhere(record):
+            raise BackendError(
+                f"run '{paths.name}' is supervised on another machine, {record.host}",
+                why="two supervisors of one run would take the run from each other",
+                next_step=f"submit there; or, when {record.host} is gone for good, remove "
+                f"{paths.supervisor_json} and submit here",
+            )
+        standing = journal.cancel_request(paths)
+        answer = start_supervisor(paths, withdraw_cancel=standing, command=self._command)
+        return answer is Answer.READY
+
+    def get(self, run: str) -> BackendFacts:
+        try:
+            return self._facts(RunPaths.of(self.root, run))
+        except RunDirError as error:
+            return BackendFacts(backend=self.name, phase=Phase.UNREACHABLE, reason=str(error))
+
+    def list(self) -> dict[str, BackendFacts]:
+        return {name: self.get(name) for name in run_names(self.root)}
+
+    def attempts(self, run: str) -> Sequence[int]:
+        paths = RunPaths.of(self.root, run)
+        return [number for number in paths.attempt_numbers() if paths.log(number).is_file()]
+
+    def read_log(self, run: str, attempt: int, offset_bytes: int) -> bytes:
+        paths = RunPaths.of(self.root, run)
+        try:
+            with open_inside(paths.root_dir, paths.log(attempt)) as stream:
+                stream.seek(offset_bytes)
+                return stream.read(_LOG_CHUNK_BYTES)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StorageError.from_os_error(error, paths.log(attempt), "reading") from None
+
+    def cancel(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:
+        paths = RunPaths.of(self.root, run)
+        facts = self._facts(paths)
+        if facts.phase in (Phase.COMPLETED, Phase.FAILED):
+            return facts
+        grace_s = float(read_run(paths).spec["retry"]["grace_period_s"])
+        journal.request_cancel(paths)
+        deadline = time.monotonic() + (grace_s + _CANCEL_SLACK_S if timeout_s is None else timeout_s)
+        told = None
+        while True:
+            record = journal.read_supervisor(paths)
+            if record is not None and _elsewhere(record):
+                pass  # it looks for requests by itself; here nobody can signal it
+            elif record is not None and record.alive():
+                if told != record.process:  # once each: a new one may have started in between
+                    told = record.process
+                    _tell_to_stop(record)
+            elif self._finish_cancel(paths, record, grace_s):
+                return self._facts(paths)
+            if time.monotonic() >= deadline:
+                return self._facts(paths)
+            time.sleep(_POLL_S)
+
+    def _finish_cancel(self, paths: RunPaths, record: SupervisorRecord | None, grace_s: float) -> bool:
+        """Without a supervisor: sweep what it left. False while another process holds the run."""
+        from launcher.backends.attempt import marker  # subprocess is not for `status`
+
+        with journal.supervision(paths) as free:
+            if not free:
+                return False
+            leader = record.attempt if record is not None and record.on_this_machine() else None
+            mark = marker(paths)
+            left = stop_family(lambda: family(mark), leader=leader, grace_s=grace_s)
+            if left:
+                raise BackendError(
+                    f"processes of run '{paths.name}' survive SIGKILL: {describe(left)}",
+                    why="they wait for I/O that does not return",
+                    next_step="see `ps -o pid,stat,wchan:30,cmd -p PID`, then cancel again",
+                )
+            return True
+
+    def _facts(self, paths: RunPaths) -> BackendFacts:
+        record = journal.read_supervisor(paths)
+        cancelled = journal.cancel_request(paths) is not None
+        phase, reason = _phase(record, cancelled)
+        return BackendFacts(
+            backend=self.name, phase=phase, reason=reason,
+            num_charged=record.num_charged if record else None,
+            started_at=record.started_at if record else None,
+        )  # fmt: skip
+
+
+def _phase(record: SupervisorRecord | None, cancelled: bool) -> tuple[Phase, str]:
+    if record is None:
+        return (Phase.CANCELLED, "cancelled before it started") if cancelled else (
+            Phase.NEVER_STARTED, "created, and no supervisor has started yet"
+        )  # fmt: skip
+    if record.outcome is not None:
+        if cancelled and record.outcome is Outcome.STOPPED:
+            return Phase.CANCELLED, "cancelled"
+        return _OUTCOMES[record.outcome], record.reason
+    if _elsewhere(record):
+        return Phase.UNREACHABLE, f"its supervisor runs on {record.host}; ask there"
+    if not record.alive():
+        if cancelled:
+            return Phase.CANCELLED, "cancelled"
+        return (
+            Phase.LOST,
+            f"its supervisor (process {record.pid}) is gone: killed, or the machine was restarted",
+        )
+    if is_stopped(record.pid):
+        return Phase.STUCK, f"its supervisor is stopped; `kill -CONT {record.pid}` lets it go on"
+    if cancelled:
+        return Phase.STOPPING, "cancel is under way"
+    reason = record.reason
+    if record.phase is SupervisorPhase.BACKING_OFF and record.next_attempt_at is not None:
+        wait_s = parse_time(record.next_attempt_at).timestamp() - time.time()
+        reason += f" in {max(0.0, wait_s):.0f} s"
+    return _PHASES[record.phase], reason
+
+
+def _elsewhere(record: SupervisorRecord) -> bool:
+    return record.outcome is None and not record.on_this_machine()
+
+
+def _tell_to_stop(record: SupervisorRecord) -> None:
+    import signal
+
+    if record.process.send(signal.SIGTERM):
+        record.process.send(signal.SIGCONT)  # one that was stopped could not hear it
+
+
+def run_names(root: Path) -> list[str]:
+    """The directories below the root, by name; hidden ones are none of ours.
+
+    Raises:
+        StorageError: the root cannot be listed. One that is not there holds no run.
+    """
+    try:
+        return sorted(
+            p.name for p in root.iterdir() if not p.name.startswith(".") and (p.is_dir() or p.is_symlink())
+        )
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError.from_os_error(error, root, "listing") from None

@@ -1,0 +1,57 @@
+"""``launcher cancel``: stop a run and everything it started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launcher.backends import open_backend
+from launcher.commands.options import output_option, root_option
+from launcher.errors import BackendError, ExitCode
+from launcher.lifecycle import run_dir_errors, run_status
+from launcher.output import emit, note
+from launcher.states import State
+
+
+@click.command("cancel")
+@click.argument("run")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="How long to wait for the end; by default the run's grace period and a minute.",
+)  # fmt: skip
+@root_option
+@output_option
+def command(run: str, timeout_s: float | None, root: Path, output_format: str) -> int:
+    """Stop RUN for good, with its grace period, and wait until none of its processes is left.
+
+    Committed steps are kept. Repeating it does no harm; a run that has ended stays as it ended. To go on
+    with a cancelled run, submit it again.
+    """
+    backend = open_backend("local", root)
+    before = run_status(backend, root, run)
+    if before.state is State.UNKNOWN and before.settled:
+        raise BackendError(f"run '{run}' cannot be cancelled: {before.reason}")
+    try:
+        with run_dir_errors():
+            backend.cancel(run, timeout_s=timeout_s)
+    except KeyboardInterrupt:
+        note(f"cancelling {run} goes on; `launcher status {run}` shows when it is done")
+        return int(ExitCode.INTERRUPTED)
+    after = run_status(backend, root, run)
+    if not after.state.terminal:
+        raise BackendError(
+            f"run '{run}' has not ended yet: {after.state} ({after.reason})",
+            why="the request to cancel stands and is carried out as soon as possible",
+            next_step=f"launcher status {run} --wait",
+        )
+    changed = after.state is State.CANCELLED and before.state is not State.CANCELLED
+
+    def plain() -> list[str]:
+        if changed:
+            kept = f"{after.steps_committed} of {after.total_steps} steps are committed and kept"
+            return [f"{run}: cancelled; {kept}"]
+        return [f"{run}: already {after.state} ({after.reason}); nothing to cancel"]
+
+    emit(output_format, after.to_dict() | {"changed": changed}, plain)
+    return int(ExitCode.OK)

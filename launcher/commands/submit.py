@@ -1,0 +1,126 @@
+"""``launcher submit``: start a run of a preset, or adopt the one that exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.backends import BACKENDS, Backend, open_backend
+from launcher.commands.options import output_option, root_option
+from launcher.commands.preset_options import RunRequest, run_options
+from launcher.commands.status import detail_lines
+from launcher.errors import ExitCode
+from launcher.lifecycle import Action, Plan, carry_out, plan_submit, require_room, run_status
+from launcher.output import emit, note
+from launcher.progress import LastLogLine, follow
+
+if TYPE_CHECKING:
+    from launcher.states import RunStatus
+
+
+@click.command("submit")
+@run_options
+@click.option(
+    "--backend", "backend_name", type=click.Choice(list(BACKENDS)), default="local", show_default=True,
+    help="Where the run executes.",
+)  # fmt: skip
+@click.option(
+    "--follow", "follow_run", is_flag=True,
+    help="Show progress until the run ends: exit 0, 100 failed, 103 cancelled.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+@root_option
+@output_option
+def command(
+    request: RunRequest, backend_name: str, follow_run: bool, dry_run: bool, root: Path, output_format: str
+) -> int:
+    """Start a run of a preset, or adopt the one that exists.
+
+    The same name with the same spec adopts the existing run: one under way is left alone; one that failed,
+    was cancelled or lost its supervisor is started again with fresh retries; a complete one is done.
+    The same name with another spec is refused with the difference, and nothing is changed.
+    """
+    backend = open_backend(backend_name, root)
+    run = request.resolve()
+    plan = plan_submit(backend, root, run)
+    if plan.action in (Action.CREATE, Action.RESTART):
+        require_room(backend, run, request_words(request))
+    if dry_run:
+        emit(output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan))
+        return int(ExitCode.OK)
+    return submit(backend, root, plan, follow_run=follow_run, output_format=output_format)
+
+
+def submit(backend: Backend, root: Path, plan: Plan, *, follow_run: bool, output_format: str) -> int:
+    """Carry out a plan and report; returns the exit code."""
+    run = plan.run.run
+    started = carry_out(backend, plan)
+    if follow_run:
+        note(plan.sentence)
+        return _follow(backend, root, run, output_format)
+    status = run_status(backend, root, run)
+    document = _plan_document(plan) | {"started": started, "status": status.to_dict()}
+    emit(output_format, document, lambda: _started_lines(plan, status, started=started))
+    return int(ExitCode.OK)
+
+
+def _follow(backend: Backend, root: Path, run: str, output_format: str) -> int:
+    try:
+        status = follow(lambda: run_status(backend, root, run), LastLogLine(backend.read_log))
+    except KeyboardInterrupt:
+        note(f"run {run} goes on; `launcher status {run} --watch` shows it, `launcher cancel {run}` stops it")
+        return int(ExitCode.INTERRUPTED)
+    emit(output_format, status.to_dict(), lambda: detail_lines(status))
+    return int(status.exit_code)
+
+
+def request_words(request: RunRequest) -> list[str]:
+    """The options that make this request again."""
+    words = ["--preset", request.preset]
+    words += [word for overlay in request.overlays for word in ("--overlay", overlay)]
+    words += [word for setting in request.sets for word in ("--set", setting)]
+    words += [word for folder in request.jobs_dirs for word in ("--jobs", str(folder))]
+    words += ["--name", request.name] if request.name else []
+    words += ["--suffix", request.suffix] if request.suffix else []
+    return words
+
+
+def _plan_document(plan: Plan) -> dict[str, object]:
+    return {
+        "run": plan.run.run,
+        "action": plan.action.value,
+        "message": plan.sentence,
+        "run_dir": str(plan.paths.root_dir),
+        "spec_hash": plan.run.spec_hash,
+        "wandb": plan.run.wandb,
+    }
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    verb = "would start it" if plan.action in (Action.CREATE, Action.RESTART) else "would start nothing"
+    return [
+        f"{plan.sentence}; submit {verb}",
+        f"directory: {plan.paths.root_dir}",
+        f"spec hash: {plan.run.spec_hash}",
+        f"see the spec: launcher presets show {plan.run.spec['preset']}"
+        + "".join(f" --overlay {overlay}" for overlay in plan.run.spec["overlays"]),
+        "dry run: nothing was changed",
+    ]
+
+
+def _started_lines(plan: Plan, status: RunStatus, *, started: bool) -> list[str]:
+    lines = [plan.sentence]
+    if started:
+        lines.append("started; it goes on without this terminal")
+    elif plan.action in (Action.CREATE, Action.RESTART):
+        lines.append("another submit started it at the same time")
+    lines += [f"state:     {status.state} ({status.reason})", f"directory: {status.run_dir}"]
+    if plan.action is Action.COMPLETE:
+        return [*lines, f"next:      {status.next_command}"]
+    return [
+        *lines,
+        f"watch:     launcher status {status.run} --watch",
+        f"stop:      launcher cancel {status.run}",
+    ]
