@@ -84,7 +84,9 @@ def test_show_prints_every_section_within_the_terminal(home: Home, collected: Sy
         RUN, "Scope", "Validation", "Score files", "Scoring time by phase", "Step time", "Code", "Attempts",
         "Links",
     ]  # fmt: skip
-    assert max(map(len, done.stdout.splitlines())) <= MAX_COLUMNS
+    # A folder's path stands on a line of its own and is as long as it is.
+    lines = [line for line in done.stdout.splitlines() if str(collected.paths.root_dir.parents[1]) not in line]
+    assert max(map(len, lines)) <= MAX_COLUMNS
 
 
 def test_show_as_json_and_markdown(home: Home, collected: SyntheticRun) -> None:
