@@ -85,7 +85,8 @@ def test_show_prints_every_section_within_the_terminal(home: Home, collected: Sy
         "Links",
     ]  # fmt: skip
     # A folder's path stands on a line of its own and is as long as it is.
-    lines = [line for line in done.stdout.splitlines() if str(collected.paths.root_dir.parents[1]) not in line]
+    folder = str(collected.paths.root_dir.parents[1])
+    lines = [line for line in done.stdout.splitlines() if folder not in line]
     assert max(map(len, lines)) <= MAX_COLUMNS
 
 
