@@ -4,7 +4,7 @@ export VENV
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast lint format lock build clean
+.PHONY: help setup demo test test-fast test-slow lint format lock build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -15,11 +15,13 @@ setup:  ## the virtual environment with torch, verl and this project
 demo: setup  ## two GRPO steps of stock verl on this CPU, every response token traced, results collected and shown
 	@$(BIN)/python scripts/demo.py
 
-test: setup  ## every test, with real verl (minutes)
-	@$(PYTEST)
+test: setup test-fast test-slow  ## every test, with real verl (minutes)
 
-test-fast: setup  ## the tests that need seconds
-	@$(PYTEST) -m "not slow"
+test-fast: setup  ## the tests that need no verl run, side by side on all cores (a minute)
+	@$(PYTEST) -n auto -m "not slow"
+
+test-slow: setup  ## real verl and real rank processes, one after the other
+	@$(PYTEST) -m slow
 
 lint: setup  ## ruff, mypy --strict, import directions, shell syntax
 	@$(BIN)/ruff check .

@@ -92,10 +92,10 @@ def main() -> None:
     floor = medians["python -c pass"]
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     print(f"{machine}, {datetime.now(UTC):%Y-%m-%d}, median of {args.runs}\n")
-    print(f"| {'command':<36} | CPU ms | x empty interpreter |")
-    print(f"|{'-' * 38}|-------:|--------------------:|")
+    print(f"| {'command':<37} | CPU ms | x empty interpreter |")
+    print(f"|{'-' * 39}|-------:|--------------------:|")
     for name, seconds in medians.items():
-        print(f"| {f'`{name}`':<36} | {seconds * 1e3:6.0f} | {seconds / floor:19.1f} |")
+        print(f"| {f'`{name}`':<37} | {seconds * 1e3:6.0f} | {seconds / floor:19.1f} |")
     if args.output:
         args.output.write_text(json.dumps({"cpu_s": medians, "num_runs": args.runs}, indent=2))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -73,7 +72,7 @@ def run(args: list[str]) -> int:
         result = cli.main(args=args, prog_name="launcher", standalone_mode=False)
     except LauncherError as error:
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         _print_error(error, wants_json)
         return int(error.exit_code)
     except click.exceptions.Exit as done:
@@ -94,13 +93,13 @@ def run(args: list[str]) -> int:
         return int(ExitCode.OK)
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         where = f"{error.filename}: " if error.filename else ""
         _print_error(LauncherError(f"{where}{error.strerror or error}"), wants_json)
         return int(ExitCode.INTERNAL)
     except Exception as error:  # the last resort: a bug, told as one
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         _print_error(
             LauncherError(
                 f"unexpected {type(error).__name__}: {error}",
@@ -119,6 +118,12 @@ def _help_for(error: click.ClickException, args: Sequence[str]) -> str:
     if ctx is not None:
         return f"{ctx.command_path} --help"
     return f"launcher {args[0]} --help" if args and args[0] in COMMANDS else "launcher --help"
+
+
+def _print_traceback() -> None:
+    import traceback  # not for the commands that succeed
+
+    traceback.print_exc()
 
 
 def _wants_json(args: Sequence[str]) -> bool:

@@ -1,8 +1,8 @@
 """The demo: one run of ``alltoken-timing`` on this machine's CPU, from submit to the results' tables.
 
-Prints each command before it runs it, so that what it does can be repeated by hand. The run's name ends in the
-first digits of the spec's hash: a second ``make demo`` finds the finished run and adopts it, and a changed tree
-makes a new one.
+Prints each command before it runs it, so that what it does can be repeated by hand. The run's name ends in
+the first digits of the spec's hash: a second ``make demo`` finds the finished run and adopts it, a changed
+tree makes a new one.
 """
 
 from __future__ import annotations

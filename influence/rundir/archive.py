@@ -7,6 +7,7 @@ header and the ZIP directory agree that it is, and it looks at all of those befo
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import struct
@@ -110,11 +111,14 @@ class Archive:
             raise self.error(
                 f"says that {num_packed_bytes} of its bytes unpack to {num_bytes}, which cannot be"
             )
-        self.headers = {name: self._header(name) for name in self._entries}
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._entries)
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """One array, its checksum verified."""
-        dtype, length = self.headers[name]
+        dtype, length = self.header(name)
         data = np.empty(1 if length is None else length, dtype)
         with self._malformed(name), self._zip.open(self._entries[name]) as stream:
             _read_header(stream)
@@ -132,10 +136,8 @@ class Archive:
             raise self.error(f"{name} has values that are neither true nor false")
         return data.reshape(()) if length is None else data
 
-    def error(self, reason: str) -> CorruptError:
-        return CorruptError(self._path, reason)
-
-    def _header(self, name: str) -> ArrayHeader:
+    def header(self, name: str) -> ArrayHeader:
+        """What an array will be; it agrees with the ZIP directory."""
         entry = self._entries[name]
         with self._malformed(name), self._zip.open(entry) as stream:
             num_header_bytes, descr, length = _read_header(stream)
@@ -148,6 +150,9 @@ class Archive:
             raise self.error(f"{name} has {entry.file_size} bytes, its header promises another number")
         return header
 
+    def error(self, reason: str) -> CorruptError:
+        return CorruptError(self._path, reason)
+
     @contextmanager
     def _malformed(self, what: str) -> Iterator[None]:
         try:
@@ -155,6 +160,8 @@ class Archive:
         except _MALFORMED as error:
             raise self.error(f"{what} is cut short, altered or no NPZ ({error})") from None
         except OSError as error:
+            if error.errno == errno.EINVAL:  # an offset before the file's begin
+                raise self.error(f"{what} is cut short, altered or no NPZ (an impossible offset)") from None
             raise StorageError.from_os_error(error, self._path or "NPZ", "reading") from None
 
 

@@ -7,8 +7,7 @@ The order of the operations is the whole of it::
 The record's name is the commit: it is set by one atomic operation that fails where the name is taken, so of
 two attempts that get there at once exactly one has committed the step, and the output of the other is a
 replay. A crash before that leaves a temporary file (the next claim removes it) or an NPZ without a record, an
-*orphan*: no reader looks at it, and the next commit of the step uses it where its bytes are the same, and
-takes its place where they are not.
+*orphan*: no reader looks at it, and the next commit of the step takes its place.
 
 A filesystem has no fence: an attempt can hang after it looked (on a stale network mount, say), and go on when
 a later one has committed. So an orphan is moved aside, not overwritten, and whoever then finds that the step
@@ -94,7 +93,9 @@ class StepWriter:
             CorruptError: the record of the step's first commit cannot be used.
             ValueError: the arrays do not fit together, the step is not above the resume point, or this
                 attempt committed it with other bytes.
+            TypeError: a timing or a metric is no number, or the tracer's options are not JSON.
         """
+        self._attempt.require_unfenced()
         data = npz.encode(arrays, scores_dtype=self._scores_dtype, columns=self._columns)
         record = self._record(step, arrays, data, timings, metrics)
         try:
@@ -150,8 +151,6 @@ class StepWriter:
                 except FileExistsError:
                     if os.path.lexists(record_path):
                         return None
-                if self._holds(npz_path, record):
-                    break
                 orphans.append(leftovers.enter_context(moved_aside(npz_path, label=self._label)))
                 if self._overtaken(record, orphans):
                     return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from influence.rundir.errors import CorruptError, StorageError
-from influence.rundir.rename import link_or_rename_noreplace
+from influence.rundir.rename import rename_noreplace
 
 MAX_JSON_BYTES = 16 * 2**20
 _CHUNK_BYTES = 2**20
@@ -63,9 +63,9 @@ def publish(tmp: Path, path: Path, *, exclusive: bool) -> None:
     """Give a temporary file its name, durably; raises as `write_atomic` does."""
     try:
         if exclusive:
-            link_or_rename_noreplace(tmp, path)
+            rename_noreplace(tmp, path)
         else:
-            os.replace(tmp, path)  # noqa: PTH105 - the counterpart of os.link
+            tmp.replace(path)
         sync_dir(path.parent)
     except FileExistsError:
         raise
@@ -75,17 +75,22 @@ def publish(tmp: Path, path: Path, *, exclusive: bool) -> None:
 
 @contextmanager
 def moved_aside(path: Path, *, label: str) -> Iterator[Path]:
-    """A file, if it is there, under a temporary name; gone at the end unless it was renamed again."""
+    """A file, if it is there, under a temporary name.
+
+    At the end it goes back, unless it was given a name before; where its own is taken by then, it is removed.
+    """
     tmp = _temporary_name(path, label)
     try:
         try:
-            os.rename(path, tmp)  # noqa: PTH104 - beside os.link and os.replace
+            path.rename(tmp)
         except FileNotFoundError:
             pass  # somebody else has moved it
         except OSError as error:
             raise StorageError.from_os_error(error, path, "moving") from None
         yield tmp
     finally:
+        with suppress(OSError):
+            rename_noreplace(tmp, path)
         with suppress(OSError):
             tmp.unlink()
 
@@ -171,14 +176,15 @@ def open_inside(root_dir: Path, path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         FileNotFoundError: it, or a directory above it, is not there.
-        CorruptError: a link, a device, a pipe or a directory stands there, or ``path`` leaves ``root_dir``.
+        CorruptError: a link, a device, a pipe or a directory stands there, or ``..`` is in the path.
         StorageError: it cannot be opened.
+        ValueError: ``path`` does not begin with ``root_dir``.
     """
     parts = path.relative_to(root_dir).parts
     if not parts or ".." in parts:
         raise CorruptError(path, f"is not a file below {root_dir}")
     try:
-        fd = _open_steps(root_dir, parts)
+        fd = _open_each(root_dir, parts)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -192,7 +198,7 @@ def open_inside(root_dir: Path, path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _open_steps(root_dir: Path, parts: tuple[str, ...]) -> int:
+def _open_each(root_dir: Path, parts: tuple[str, ...]) -> int:
     """Open each directory relative to the one before, so that nobody can swap in a link in between."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     fd = os.open(root_dir, flags | os.O_DIRECTORY)

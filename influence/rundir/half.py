@@ -17,6 +17,8 @@ Float16 = npt.NDArray[np.float16]
 
 _TOP_EXPONENT = 14
 _MIN_SCALE_EXPONENT = -126  # of float32's normal numbers
+_MAX_SCALE_EXPONENT = 127 - _TOP_EXPONENT  # there, rounding up to 2^15 would be float32's 2^128
+_LARGEST_BELOW_TOP = np.float16(2**15 - 2**4)
 _SMALLEST_HALF = np.finfo(np.float16).smallest_subnormal
 
 
@@ -34,11 +36,21 @@ def to_half(scores_T: Float32, row_offsets: Int64) -> tuple[Float16, Float32]:
     scale = np.ldexp(np.float32(1), exponents).astype(np.float32)
     scaled = np.ldexp(scores_T, np.repeat(-exponents, lengths))
     halves = scaled.astype(np.float16)
+    at_the_end = np.repeat(exponents == _MAX_SCALE_EXPONENT, lengths) & np.isfinite(scores_T)
+    halves[at_the_end] = np.clip(halves[at_the_end], -_LARGEST_BELOW_TOP, _LARGEST_BELOW_TOP)
     vanished = (halves == 0) & (scores_T != 0)
     halves[vanished] = np.copysign(_SMALLEST_HALF, scores_T[vanished])
     return halves, scale
 
 
 def from_half(halves_T: Float16, scale_R: Float32, row_offsets: Int64) -> Float32:
-    """The scores [T] that `to_half` stored, in float32."""
-    return halves_T.astype(np.float32) * np.repeat(scale_R, np.diff(row_offsets))
+    """The scores [T] that `to_half` stored, in float32.
+
+    Raises:
+        ValueError: a scale that `to_half` does not make.
+    """
+    mantissas, exponents = np.frexp(scale_R)
+    if np.any(mantissas != 0.5) or np.any(exponents - 1 > _MAX_SCALE_EXPONENT):
+        raise ValueError("scores_scale has values that are no powers of two, or too large")
+    with np.errstate(over="ignore"):  # halves that no row has can still exceed float32
+        return halves_T.astype(np.float32) * np.repeat(scale_R, np.diff(row_offsets))

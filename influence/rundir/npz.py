@@ -162,7 +162,7 @@ def decode(
         archive = Archive(stream, path, max_bytes=max_bytes)
         _check_version(archive, path)
         _check_headers(archive)
-        stored = {name: archive.read(name) for name in archive.headers}
+        stored = {name: archive.read(name) for name in archive.names}
     try:
         return _restored(stored)
     except ValueError as error:
@@ -207,9 +207,12 @@ def _little_endian(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _check_version(archive: Archive, path: Path | None) -> None:
-    header = archive.headers.get("schema_version")
-    if header is None or header.length is not None or header.dtype.kind not in "iu":
+    """Before anything else: another version may have other columns, of types that this one does not know."""
+    if "schema_version" not in archive.names:
         raise archive.error("is no step file: it has no schema_version")
+    header = archive.header("schema_version")
+    if header.length is not None or header.dtype.kind not in "iu":
+        raise archive.error("is no step file: its schema_version is no integer")
     version = int(archive.read("schema_version"))
     if version != NPZ_SCHEMA_VERSION:
         raise SchemaVersionError(path, "the NPZ has", version, NPZ_SCHEMA_VERSION)
@@ -217,11 +220,11 @@ def _check_version(archive: Archive, path: Path | None) -> None:
 
 def _check_headers(archive: Archive) -> None:
     """Names, types and lengths, before any array is read."""
-    headers = archive.headers
-    if absent := sorted(_REQUIRED - headers.keys()):
+    if absent := sorted(_REQUIRED - archive.names):
         raise archive.error(f"lacks {', '.join(absent)}")
-    if foreign := sorted(headers.keys() - _KNOWN):
+    if foreign := sorted(archive.names - _KNOWN):
         raise archive.error(f"holds {ascii(foreign)[:200]}, which no step file has")
+    headers = {name: archive.header(name) for name in sorted(archive.names)}
     if (headers["scores"].dtype.itemsize == 2) != ("scores_scale" in headers):
         raise archive.error("scores and scores_scale do not belong together")
     num_rows = (headers["row_offsets"].length or 0) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -11,8 +12,8 @@ _RENAME_NOREPLACE = 1
 _CANNOT_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-def link_or_rename_noreplace(tmp: Path, path: Path) -> None:
-    """Let ``path`` name the file ``tmp``, both on one filesystem; ``tmp`` may or may not remain.
+def rename_noreplace(tmp: Path, path: Path) -> None:
+    """`os.rename`, but never over a file that is there; both names on one filesystem.
 
     A hard link fails where the name is taken, atomically, on local filesystems and on NFS. Some FUSE and SMB
     mounts have no hard links; Linux's ``renameat2`` serves there.
@@ -27,10 +28,18 @@ def link_or_rename_noreplace(tmp: Path, path: Path) -> None:
         # NFS repeats a request whose reply was lost: the second time our own link is in the way.
         if not _same_file(tmp, path):
             raise
+        _remove(tmp)
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise
-        _rename_noreplace(tmp, path)
+        _renameat2_noreplace(tmp, path)
+    else:
+        _remove(tmp)
+
+
+def _remove(tmp: Path) -> None:
+    with suppress(OSError):  # the new name is there, and that is what was asked for
+        tmp.unlink()
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -40,7 +49,7 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _rename_noreplace(tmp: Path, path: Path) -> None:
+def _renameat2_noreplace(tmp: Path, path: Path) -> None:
     import ctypes  # 10 ms that most filesystems never need
 
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -196,16 +196,16 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     for place in sorted(before.keys() | after.keys()):
         old, new = _shown(before.get(place, _ABSENT)), _shown(after.get(place, _ABSENT))
         if old != new:
-            lines.append(f"{place}: {old} -> {new}")
+            lines.append(f"{'.'.join(place)}: {old} -> {new}")
     return lines
 
 
-def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(mapping: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _leaves(value, (*above, key))
         else:
-            yield f"{prefix}{key}", value
+            yield (*above, key), value
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,89 @@
+"""Where the time went: the tracer's scoring by phase, and the whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from launcher.evidence import PHASES, WHOLE, CollectedRun
+from launcher.tables import Table
+
+_MAX_STEP_COLUMNS = 3
+"""With more steps than this, a table shows mean, least and greatest over the steps instead of each step."""
+_STEP = "step"
+_ORDER = (
+    "gen", "reward", "old_log_prob", "ref", "values", "adv",
+    "capture", "forward_1", "logprob_backward", WHOLE, "commit", "forward_2", "loss_backward",
+    "update_actor", "update_weights", "save_checkpoint", "testing", _STEP,
+)  # fmt: skip
+
+
+_NESTED = "Phases contain one another (update_actor contains the tracing), so they do not add up to the step."
+
+
+def scoring_time(run: CollectedRun) -> Table | None:
+    """The phases of ``pop_rows`` in seconds and per cent of it; None where nothing was timed."""
+    names = [name for name in (*PHASES, WHOLE) if any(name in run.timings(step) for step in run.steps)]
+    if WHOLE not in names:
+        return None
+    return _table("Scoring time by phase", run, names, WHOLE)
+
+
+def step_time(run: CollectedRun) -> Table | None:
+    """Everything else that was timed, in seconds and per cent of the step; None where nothing was."""
+    # Names with a slash are verl's statistics over the responses of a step; --output json has them.
+    seen = {name for step in run.steps for name in run.timings(step) if "/" not in name} - set(PHASES)
+    names = [name for name in _ORDER if name in seen]
+    # What a later verl times is shown too, before the total.
+    names = (
+        [*names[:-1], *sorted(seen - set(names)), _STEP]
+        if _STEP in seen
+        else names + sorted(seen - set(names))
+    )
+    if not names:
+        return None
+    return replace(_table("Step time", run, names, _STEP), notes=[_NESTED] if "update_actor" in names else [])
+
+
+def _table(title: str, run: CollectedRun, names: Sequence[str], whole: str) -> Table:
+    """Rows of phases; a phase that a step did not time is a dash there and no part of its mean."""
+    timings = {step: run.timings(step) for step in run.steps}
+    decimals = _decimals([seconds[name] for seconds in timings.values() for name in names if name in seconds])
+    each = len(timings) <= _MAX_STEP_COLUMNS
+    headers = [f"phase (% of {whole})"]
+    if each:
+        headers += [text for step in timings for text in (f"step {step}, s", "%")]
+    if len(timings) > 1:
+        headers += ["mean, s", "%"]
+    if not each:
+        headers += ["least, s", "greatest, s"]
+    mean_whole = _mean([seconds[whole] for seconds in timings.values() if whole in seconds])
+    rows = []
+    for name in names:
+        measured = [seconds[name] for seconds in timings.values() if name in seconds]
+        row = [name]
+        if each:
+            for seconds in timings.values():
+                row += _cells(seconds.get(name), seconds.get(whole), decimals)
+        if len(timings) > 1:
+            row += _cells(_mean(measured), mean_whole, decimals)
+        if not each:
+            row += [f"{min(measured):.{decimals}f}", f"{max(measured):.{decimals}f}"]
+        rows.append(row)
+    return Table(title, headers, rows, right=frozenset(range(1, len(headers))))
+
+
+def _cells(seconds: float | None, whole: float | None, decimals: int) -> tuple[str, str]:
+    if seconds is None:
+        return "-", "-"
+    return f"{seconds:.{decimals}f}", f"{100 * seconds / whole:.1f}" if whole else "-"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _decimals(seconds: Sequence[float]) -> int:
+    """Milliseconds, or microseconds where a millisecond would show as nothing."""
+    return 6 if any(0 < abs(value) < 0.001 for value in seconds) else 3

@@ -1,0 +1,10 @@
+"""Settings of every test process."""
+
+import os
+
+# Tests run side by side (`pytest -n auto`): threads inside one would only push the others aside.
+# This must come before anything imports numpy or torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A user's own folders must not lend a test presets, an index or a root for runs.
+for _variable in ("INFL_JOBS", "INFL_ROOT", "INFL_RESULTS", "INFL_INDEX"):
+    os.environ.pop(_variable, None)
