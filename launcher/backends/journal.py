@@ -211,7 +211,7 @@ def withdraw_cancel(paths: RunPaths, request_id: str) -> None:
 
 
 @contextmanager
-def supervision(paths: RunPaths) -> Iterator[bool]:
+def run_lock(paths: RunPaths) -> Iterator[bool]:
     """Hold the right to act for this run, on this machine; yields whether it was free.
 
     The lock is ``flock`` on the directory ``local/``: it ends with its holder, however that dies, and

@@ -125,7 +125,7 @@ class LocalBackend:
         """Without a supervisor: sweep what it left. False while another process holds the run."""
         from launcher.backends.attempt import marker  # subprocess is not for `status`
 
-        with journal.supervision(paths) as free:
+        with journal.run_lock(paths) as free:
             if not free:
                 return False
             leader = record.attempt if record is not None and record.on_this_machine() else None

@@ -214,6 +214,7 @@ def test_a_directory_that_is_no_run_is_refused_with_a_reason(tmp_path: Path) -> 
     assert done.returncode == 1
     assert "no run.json" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_supervisor_has_fresh_retries(local_run: LocalRun) -> None:
