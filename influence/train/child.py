@@ -1,0 +1,184 @@
+"""The child process of an attempt: from the spec to a running verl. This is where torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from influence.rundir import (
+    Attempt,
+    RunDirError,
+    RunPaths,
+    RunSpec,
+    TrainerExit,
+    missing_steps,
+    read_run,
+)
+from influence.train.refusal import FAILED, Refusal, refusal_of
+
+
+class _Stopped(BaseException):
+    """SIGTERM: unwind, so that Ray is shut down; no handler on the way should take it for an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the steps that are missing; the reason of a failure goes to ``--reason-fd``."""
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    paths = RunPaths.at(args.run_dir)
+    attempt = Attempt(paths, args.attempt)
+    code, reason = int(TrainerExit.OK), ""
+    try:
+        _train(paths, read_run(paths), attempt)
+    except _Stopped:
+        code, reason = TrainerExit.RETRY, "stopped by SIGTERM"
+    except Exception as error:
+        refusal = _refusal(error, attempt)
+        if refusal.code == FAILED:
+            traceback.print_exc()
+        code, reason = refusal.code, refusal.reason
+    _give_reason(args.reason_fd, reason)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m influence.train.child", allow_abbrev=False)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--reason-fd", type=int, required=True)
+    return parser
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
+
+
+def _train(paths: RunPaths, run: RunSpec, attempt: Attempt) -> None:
+    from influence.verl_engine.checkpoints import settle_tracker
+
+    first_missing = missing_steps(paths, run.spec["training"]["total_steps"])[0]
+    resume_from = settle_tracker(paths.checkpoints_dir, first_missing)
+    _say(f"resuming from the checkpoint of step {resume_from}" if resume_from else "starting from scratch")
+    config = _config(paths, run, attempt.number)
+
+    import ray
+    from verl.trainer.main_ppo import run_ppo
+
+    from influence.verl_engine.task_runner import InfluenceTaskRunner
+
+    try:
+        run_ppo(config, InfluenceTaskRunner)
+    finally:
+        ray.shutdown()
+
+
+def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
+    """verl's configuration, checked.
+
+    Raises:
+        Refusal: it cannot work.
+    """
+    from transformers import AutoConfig
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+    from verl.utils.device import auto_set_device
+
+    from influence.train.inputs import prepare_inputs
+    from influence.verl_engine.compose import (
+        ConfigurationError,
+        compose_config,
+        require_dense,
+        require_supported,
+        require_unowned,
+    )
+    from influence.verl_engine.environment import worker_environment
+    from influence.verl_engine.overrides import verl_overrides
+
+    inputs = prepare_inputs(run.spec)
+    overrides = verl_overrides(
+        run.spec,
+        paths,
+        inputs,
+        worker_environment(run, paths, attempt),
+        with_wandb=_with_wandb(run),
+        num_cpus=len(os.sched_getaffinity(0)),
+    )
+    try:
+        require_unowned(run.spec["verl"])
+        config = compose_config(overrides)
+        require_supported(config)
+        require_dense(AutoConfig.from_pretrained(inputs.model_path))
+        auto_set_device(config)
+        validate_config(
+            config=config,
+            use_reference_policy=need_reference_policy(config),
+            use_critic=need_critic(config),
+        )
+    except ConfigurationError as error:
+        raise Refusal(TrainerExit.CONFIG, str(error)) from None
+    except (AssertionError, ValueError) as error:
+        raise Refusal(
+            TrainerExit.CONFIG, f"verl refuses the configuration: {' '.join(str(error).split())}"
+        ) from None
+    return config
+
+
+def _with_wandb(run: RunSpec) -> bool:
+    import importlib.util
+
+    if run.wandb.get("mode", "disabled") == "disabled":
+        return False
+    if importlib.util.find_spec("wandb") is None:
+        _say("wandb is not installed; metrics go to the run directory only")
+        return False
+    return True
+
+
+def _refusal(error: Exception, attempt: Attempt) -> Refusal:
+    """What an error means, wherever in Ray it was raised."""
+    causes = _causes(error)
+    for cause in reversed(
+        causes
+    ):  # Ray's wrappers are of the wrapped type too, with a traceback as their text
+        if isinstance(cause, Refusal):
+            return cause
+        if isinstance(cause, RunDirError):
+            return refusal_of(cause)
+    try:
+        attempt.require_unfenced()  # whatever went wrong, a later attempt goes on with the run
+    except RunDirError as fenced:
+        return refusal_of(fenced)
+    return Refusal(FAILED, f"{type(causes[-1]).__name__}: {' '.join(str(causes[-1]).split())[:500]}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what caused it, and so on; Ray keeps what an actor raised in ``cause``."""
+    causes = [error]
+    while True:
+        cause = getattr(causes[-1], "cause", None) or causes[-1].__cause__
+        if not isinstance(cause, BaseException) or cause in causes:
+            return causes
+        causes.append(cause)
+
+
+def _give_reason(descriptor: int, reason: str) -> None:
+    try:
+        os.write(descriptor, reason.encode()[:4000])
+    except OSError as error:
+        _say(f"{reason} (the parent is gone: {error.strerror})")
+
+
+def _say(text: str) -> None:
+    print(f"influence.train: {text}", flush=True)  # noqa: T201  (what we print is the attempt's log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
