@@ -29,7 +29,7 @@ class StepReport:
     counts: Mapping[str, float]
     """Sums over the ranks."""
     timings_s: Mapping[str, float]
-    """The slowest rank's, by phase."""
+    """By phase, of the one rank whose scoring took longest: maxima phase by phase would not add up."""
 
     def as_verl_metrics(self) -> dict[str, float]:
         """By their names in verl's metrics.
@@ -103,7 +103,7 @@ def _report(
         dist.all_gather_object(everywhere, (dict(counts), dict(timings_s)), group=process_group)
     return StepReport(
         {name: sum(c[name] for c, _ in everywhere) for name in counts},
-        {name: max(t[name] for _, t in everywhere) for name in timings_s},
+        max((timings for _, timings in everywhere), key=lambda timings: timings.get("pop_rows", 0.0)),
     )
 
 
@@ -192,9 +192,8 @@ def _positions_unless_leading(positions: np.ndarray, row_offsets: np.ndarray) ->
 
 def _advantages_by_row_where_constant(advantages: np.ndarray, row_offsets: np.ndarray) -> np.ndarray:
     lengths = np.diff(row_offsets)
-    if not lengths.all():
-        return advantages
-    by_row = advantages[row_offsets[:-1]]
+    by_row = np.zeros(len(lengths), advantages.dtype)  # 0 for a row without a captured token
+    by_row[lengths > 0] = advantages[row_offsets[:-1][lengths > 0]]
     return by_row if np.array_equal(np.repeat(by_row, lengths), advantages) else advantages
 
 

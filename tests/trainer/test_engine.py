@@ -1,6 +1,6 @@
 """The engine inside verl's own training worker: its scores are those of plain autograd on the plain model.
 
-Real verl (FSDP, micro-batching, loss, optimizer, metric reduction), one process a rank, no Ray and no rollout.
+Real verl (FSDP, micro-batching, loss, optimizer, metrics), one process a rank, no Ray and no rollout.
 """
 
 from __future__ import annotations
