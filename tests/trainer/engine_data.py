@@ -1,4 +1,4 @@
-"""A step's responses for the engine's tests, and their scores by the tracer driven by hand on the plain model."""
+"""A step's responses for the engine's tests, and their scores by the tracer driven by hand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def save_model(directory: Path) -> None:
 def responses(
     num_prompts: int, num_sessions: int, *, with_tool: bool, with_padding: bool
 ) -> list[dict[str, Any]]:
-    """Responses of different lengths, sessions of a prompt scattered; the rewards differ within each prompt."""
+    """Responses of different lengths, sessions of a prompt scattered; rewards differ within each prompt."""
     generator = torch.Generator().manual_seed(1)
 
     def tokens(low: int, high: int) -> list[int]:
@@ -79,8 +79,8 @@ def responses(
                     old_log_probs=[-4.0] * len(response),
                 )
             )
-    # As verl's balancing leaves them: a prompt's responses on several ranks and in several mini-batches, and some
-    # prompt (here that of the lowest index) on one of two ranks only.
+    # As verl's balancing leaves them: a prompt's responses on several ranks and in several mini-batches, and
+    # some prompt (here that of the lowest index) on one of two ranks only.
     order = torch.randperm(len(rows), generator=generator).tolist()
     lone, others = (
         [rows[r] for r in order if (rows[r].prompt_index == 51 - num_prompts) == x] for x in (True, False)

@@ -1,7 +1,8 @@
 """Drives verl's training worker with our engine in it, without Ray: one process a rank, gloo between them.
 
-Started by `test_engine`: ``python -m tests.trainer.engine_worker SCENARIO.json RANK``, with torch's variables for
-the process group in the environment. Writes what verl's metrics say and, on request, the weights after the update.
+Started by `test_engine`: ``python -m tests.trainer.engine_worker SCENARIO.json RANK``, with torch's variables
+for the process group in the environment. Writes what verl's metrics say and, on request, the weights after
+the update.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def training_worker(scenario: dict[str, Any], *, traced: bool) -> Any:
 
 
 def update(scenario: dict[str, Any], rank: int, *, traced: bool) -> dict[str, Any]:
-    """One step's update; verl's metrics as its trainer logs them, and the weights and the random state after it."""
+    """One step's update: verl's metrics as its trainer logs them, weights and random state after it."""
     from verl.utils import tensordict_utils as tu
     from verl.utils.metric import reduce_metrics
     from verl.utils.py_functional import rename_dict
@@ -139,8 +140,8 @@ def full(tensor: Any) -> torch.Tensor:
 
 
 def main(scenarios_path: str, rank_text: str) -> None:
-    import influence.cpu.platform  # noqa: F401  (before verl decides on a platform)
-    import influence.verl_engine.external
+    import influence.cpu.platform  # before verl decides on a platform
+    import influence.verl_engine.external  # noqa: F401
 
     rank = int(rank_text)
     torch.set_num_threads(1)
