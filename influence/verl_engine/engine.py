@@ -18,11 +18,11 @@ from verl.utils.device import get_device_name
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 
+from influence.timing import Stopwatch
 from influence.tracer import COUNTERS, InfluenceTracer
 from influence.verl_engine.output import RunOutput
 from influence.verl_engine.rows import as_model_grid, packed_row_ids, packed_weights, read_rows
 from influence.verl_engine.step_rows import StepRows
-from influence.verl_engine.stopwatch import Stopwatch
 
 STEP_KEY = "influence_step"
 """The training step, which `influence.verl_engine.trainer` passes along with the batch."""
