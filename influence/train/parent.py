@@ -133,14 +133,14 @@ def _run(
     paths: RunPaths, run: RunSpec, attempt: Attempt, log: AttemptLog, signals: StopSignals
 ) -> tuple[int, str]:
     """Check, run the child, and say how it went: exit code and reason."""
-    from influence.train.machine import Machine
+    from influence.machine import this_machine
     from influence.train.preflight import preflight
     from influence.train.process import end_descendants, run_child
     from influence.train.schema import require_valid_spec
 
     try:
         require_valid_spec(run.spec)
-        preflight(run.spec, Machine.here())
+        preflight(run.spec, this_machine())
     except Refusal as refusal:
         return refusal.code, refusal.reason
     command = [sys.executable, "-m", "influence.train.child", "--run-dir", str(paths.root_dir)]

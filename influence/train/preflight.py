@@ -6,13 +6,13 @@ Standard library only. verl hangs without a word where Ray has too few CPUs or G
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from influence.machine import Machine, parse_bytes
 from influence.rundir import TrainerExit
-from influence.train.machine import Machine, parse_quantity
 from influence.train.refusal import Refusal
 
 VERL_VERSION = "0.9.1"
@@ -152,17 +152,18 @@ def _check_machine(hardware: Mapping[str, Any], machine: Machine) -> None:
             f"hardware.cpus is {hardware['cpus']} and this machine gives {machine.num_cpus:g}; "
             "verl would hang without a word"
         )
-    _require_bytes("hardware.memory", hardware["memory"], machine.memory_bytes)
+    _require_bytes("hardware.memory", hardware["memory"], machine.memory_bytes, machine.has_memory)
     if hardware["device"] == "cuda":  # a CPU's ranks exchange less than any /dev/shm holds
-        _require_bytes("hardware.shared_memory", hardware["shared_memory"], machine.shared_memory_bytes)
+        available = machine.shared_memory_bytes
+        _require_bytes("hardware.shared_memory", hardware["shared_memory"], available, available.__ge__)
 
 
-def _require_bytes(key: str, wanted: str, available_bytes: int) -> None:
+def _require_bytes(key: str, wanted: str, available_bytes: int, has: Callable[[int], bool]) -> None:
     try:
-        wanted_bytes = parse_quantity(wanted)
+        enough = has(parse_bytes(wanted))
     except ValueError as error:
         raise _config(f"{key}: {error}") from None
-    if available_bytes < wanted_bytes:
+    if not enough:
         raise _config(f"{key} is {wanted} and this machine gives {available_bytes / 2**30:.1f}Gi")
 
 

@@ -54,7 +54,8 @@ class LocalBackend:
         self._command = list(command)
 
     def refusal(self, run: RunSpec) -> Refusal | None:
-        from launcher.machine import lacking, this_machine
+        from influence.machine import this_machine
+        from launcher.machine import lacking
 
         missing = lacking(run.spec, this_machine(self.root))
         return Refusal(missing, str(run.spec["hardware"]["device"])) if missing else None

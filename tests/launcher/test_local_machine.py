@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import machine
-from launcher.machine import Machine, lacking, parse_bytes, step_bytes, this_machine
+from influence import machine
+from influence.machine import Machine, parse_bytes, this_machine
+from launcher.machine import lacking, step_bytes
 
 SPEC = {
     "training": {"total_steps": 2, "prompts_per_step": 48, "responses_per_prompt": 16},
@@ -128,8 +129,6 @@ def test_cgroup_limits_above_the_own_group_hold_too(monkeypatch: pytest.MonkeyPa
 
 
 def test_looking_at_the_machine_imports_no_torch() -> None:
-    code = (
-        "import sys; from launcher.machine import this_machine; this_machine(); print('torch' in sys.modules)"
-    )
+    code = "import sys, influence.machine as m; m.this_machine(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from influence.machine import Machine
 from influence.rundir import ConflictError, FencedError, StorageError, TrainerExit
 from influence.train import preflight as preflight_module
-from influence.train.machine import Machine, parse_quantity
 from influence.train.preflight import preflight
 from influence.train.refusal import FAILED, Refusal, refusal_of
 from influence.train.schema import require_valid_spec
@@ -136,6 +136,16 @@ def test_a_cpu_run_needs_neither_gpus_nor_shared_memory(tiny_spec: Spec) -> None
     preflight(tiny_spec, Machine(num_cpus=2, memory_bytes=2**33, shared_memory_bytes=2**26, num_gpus=0))
 
 
+def test_a_machine_that_reports_a_little_less_than_it_was_sold_with_will_do(tiny_spec: Spec) -> None:
+    wanted_bytes = 6 * 2**30
+    assert tiny_spec["hardware"]["memory"] == "6Gi"
+    preflight(tiny_spec, Machine(num_cpus=2, memory_bytes=int(0.91 * wanted_bytes), num_gpus=0))
+    assert (
+        "hardware.memory"
+        in refusal(tiny_spec, Machine(num_cpus=2, memory_bytes=int(0.89 * wanted_bytes), num_gpus=0)).reason
+    )
+
+
 def test_packages_that_are_missing_or_of_another_version(
     tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,26 +157,6 @@ def test_packages_that_are_missing_or_of_another_version(
     error = refusal(tiny_spec)
     assert "ray, uvicorn" in error.reason
     assert "influence-launcher[trainer]" in error.reason
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("8Gi", 8 * 2**30), ("1.5G", 1_500_000_000), ("512Mi", 2**29), ("7", 7)]
-)
-def test_quantities(text: str, expected: int) -> None:
-    assert parse_quantity(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "8 Gi", "8GiB", "-1Gi", "Gi"])
-def test_what_is_no_quantity(text: str) -> None:
-    with pytest.raises(ValueError, match="no quantity"):
-        parse_quantity(text)
-
-
-def test_this_machine_has_something() -> None:
-    here = Machine.here()
-    assert here.num_cpus > 0
-    assert 2**28 < here.memory_bytes < 2**50
-    assert here.num_gpus >= 0
 
 
 def test_run_directory_errors_keep_their_meaning() -> None:
