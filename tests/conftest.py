@@ -8,3 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A user's own folders must not lend a test presets, an index or a root for runs.
 for _variable in ("INFL_JOBS", "INFL_ROOT", "INFL_RESULTS", "INFL_INDEX"):
     os.environ.pop(_variable, None)
+
+from hypothesis import settings  # noqa: E402
+
+# A slow machine is no failure.
+settings.register_profile("unhurried", deadline=None, print_blob=True)
+settings.load_profile("unhurried")
