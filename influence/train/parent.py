@@ -170,6 +170,7 @@ def _child_environment(run: RunSpec, paths: RunPaths, number: int) -> dict[str, 
 
     return {
         **os.environ,
+        "PYTHONUNBUFFERED": "1",  # or a killed child's last lines are lost
         **ray_environment(),
         **bytecode_environment(os.environ, cache_root()),
         **worker_environment(run, paths, number),

@@ -6,10 +6,13 @@ Standard library only. verl hangs without a word where Ray has too few CPUs or G
 from __future__ import annotations
 
 import importlib.util
+import netrc
+import os
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from influence.machine import Machine, parse_bytes
 from influence.rundir import TrainerExit
@@ -37,6 +40,7 @@ def preflight(spec: Mapping[str, Any], machine: Machine) -> None:
     _check_combinations(spec)
     _check_batches(spec)
     _check_files(spec)
+    _check_wandb(spec["wandb"]["mode"])
     _check_machine(spec["hardware"], machine)
 
 
@@ -139,6 +143,21 @@ def _require_file(key: str, name: str) -> None:
         raise _data(f"{key}: {name} is not a file on this machine")
     if path.stat().st_size == 0:
         raise _data(f"{key}: {name} is empty")
+
+
+def _check_wandb(mode: str) -> None:
+    if mode != "online" or importlib.util.find_spec("wandb") is None or os.environ.get("WANDB_API_KEY"):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        is_logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        is_logged_in = False
+    if not is_logged_in:
+        raise _config(
+            f"wandb.mode is online and there is no key for {host}: set WANDB_API_KEY, log in with "
+            "`wandb login`, or use wandb.mode offline"
+        )
 
 
 def _check_machine(hardware: Mapping[str, Any], machine: Machine) -> None:

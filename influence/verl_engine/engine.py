@@ -45,6 +45,14 @@ class InfluenceEngine(FSDPEngineWithLMHead):
         self._watch = Stopwatch(on_gpu=get_device_name() == "cuda")
         self._begin_step()
 
+    def _build_fsdp_module(self, module: Any) -> Any:
+        if get_device_name() != "cpu":
+            return super()._build_fsdp_module(module)
+        from influence.cpu.offload import without_pinned_memory
+
+        with without_pinned_memory():
+            return super()._build_fsdp_module(module)
+
     def _begin_step(self) -> None:
         self._rows = StepRows()
         self._started_s: float | None = None

@@ -45,6 +45,7 @@ def ray_environment() -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_worker_prestart": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_COLOR_PREFIX": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its coming default; without it each start warns
         # Importing torch and verl can take a worker longer than Ray's minute on few slow cores.
         "RAY_worker_register_timeout_seconds": "600",

@@ -1,8 +1,8 @@
-"""Drives verl's training worker with our engine in it, without Ray: one process a rank, gloo between them.
+"""Drives verl's training worker with our engine in it, without Ray: a process a rank, gloo between them.
 
-Started by `test_engine`: ``python -m tests.trainer.engine_worker SCENARIO.json RANK``, with torch's variables
-for the process group in the environment. Writes what verl's metrics say and, on request, the weights after
-the update.
+Started by `test_engine`: ``python -m tests.trainer.engine_worker SCENARIOS.json RANK``, with torch's
+variables for the process group in the environment. Saves what verl's metrics say and the weights after the
+update, traced and, where a scenario asks to compare, with verl's own engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.trainer.engine_data import Response, responses
+from tests.trainer.engine_data import Response
 
 
 def nest(rows: list[torch.Tensor]) -> torch.Tensor:
@@ -140,8 +140,7 @@ def full(tensor: Any) -> torch.Tensor:
 
 
 def main(scenarios_path: str, rank_text: str) -> None:
-    import influence.cpu.platform  # before verl decides on a platform
-    import influence.verl_engine.external  # noqa: F401
+    from influence.verl_engine import external  # noqa: F401  (registers the engine)
 
     rank = int(rank_text)
     torch.set_num_threads(1)
@@ -158,5 +157,4 @@ def main(scenarios_path: str, rank_text: str) -> None:
 
 
 if __name__ == "__main__":
-    assert responses  # the module that makes the rows is shared with the test
     main(*sys.argv[1:])

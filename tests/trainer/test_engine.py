@@ -1,4 +1,4 @@
-"""The engine inside verl's own training worker: its scores are those of plain autograd on the plain model.
+"""The engine in verl's own training worker: its scores are those of plain autograd on the plain model.
 
 Real verl (FSDP, micro-batching, loss, optimizer, metrics), one process a rank, no Ray and no rollout.
 """

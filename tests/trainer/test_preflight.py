@@ -31,6 +31,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packages are those of a GPU image, whatever this machine has."""
     monkeypatch.setattr(preflight_module.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(preflight_module.metadata, "version", lambda name: "0.9.1")
+    monkeypatch.setenv("WANDB_API_KEY", "a key")
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
 
 
 @pytest.fixture
@@ -157,6 +159,19 @@ def test_packages_that_are_missing_or_of_another_version(
     error = refusal(tiny_spec)
     assert "ray, uvicorn" in error.reason
     assert "influence-launcher[trainer]" in error.reason
+
+
+def test_online_wandb_needs_a_key(gpu_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    error = refusal(gpu_spec)
+    assert (error.code, "api.wandb.ai" in error.reason) == (TrainerExit.CONFIG, True)
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password hidden\n")
+    preflight(gpu_spec, LARGE)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert "wandb.example.org" in refusal(gpu_spec).reason
+    gpu_spec["wandb"]["mode"] = "offline"
+    preflight(gpu_spec, LARGE)
 
 
 def test_run_directory_errors_keep_their_meaning() -> None:
