@@ -145,9 +145,8 @@ def _with_wandb(run: RunSpec) -> bool:
 def _refusal(error: Exception, attempt: Attempt) -> Refusal:
     """What an error means, wherever in Ray it was raised."""
     causes = _causes(error)
-    for cause in reversed(
-        causes
-    ):  # Ray's wrappers are of the wrapped type too, with a traceback as their text
+    # From the innermost on: Ray's wrappers are of the wrapped type too, with a traceback as their text.
+    for cause in reversed(causes):
         if isinstance(cause, Refusal):
             return cause
         if isinstance(cause, RunDirError):

@@ -74,8 +74,6 @@ def run_child(
     Args:
         command: gets ``--reason-fd N``: a descriptor that it may write one line to.
     """
-    if signals.received:
-        return Ending(128 + signals.received, signals.received, "")
     reason_reader, reason_writer = os.pipe()
     parent = os.getpid()
     child = subprocess.Popen(  # noqa: S603  the command is our own, as a list

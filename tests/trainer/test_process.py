@@ -116,10 +116,11 @@ def test_a_child_that_ignores_sigterm_is_killed_with_its_group(signals: StopSign
     wait_until(lambda: not is_alive(int(seen)))
 
 
-def test_a_stop_before_the_start_starts_nothing(signals: StopSignals) -> None:
+def test_a_stop_before_the_start_is_not_lost(signals: StopSignals) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     seen = bytearray()
-    assert run("print('never')", signals, seen.extend) == Ending(143, signal.SIGTERM, "")
+    ending = run("import time; time.sleep(60); print('never')", signals, seen.extend)
+    assert ending == Ending(143, signal.SIGTERM, "")
     assert not seen
 
 
@@ -135,20 +136,24 @@ def test_a_grandchild_that_holds_the_output_open_does_not_hold_us(signals: StopS
 
 
 SUBREAPER = """
-import os, subprocess, sys, time
+import subprocess, sys
 from influence.train.process import become_subreaper, end_descendants
 become_subreaper()
-daemon = (
-    "import subprocess;"
-    "print(subprocess.Popen(['sleep', '60'], start_new_session=True, stdout=subprocess.DEVNULL).pid)"
-)
-pid = int(subprocess.run([sys.executable, "-c", daemon], stdout=subprocess.PIPE).stdout)
-print(pid, end_descendants(), flush=True)
+print(subprocess.run([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE).stdout.decode().strip())
+print(end_descendants(), flush=True)
+"""
+DAEMON = """
+import subprocess
+nowhere = subprocess.DEVNULL
+sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True, stdout=nowhere, stderr=nowhere)
+print(sleeper.pid)
 """
 
 
 def test_orphans_in_sessions_of_their_own_are_found_and_ended() -> None:
-    done = subprocess.run([sys.executable, "-c", SUBREAPER], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SUBREAPER, DAEMON], capture_output=True, text=True, check=True
+    )
     pid, num_left = done.stdout.split()
     assert num_left == "0"
     assert not is_alive(int(pid))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from influence.cpu.sampling import SamplingSettings, draw_token, response_seed, token_log_probs
@@ -23,6 +23,7 @@ def test_temperature_scales_logits(logits_V: torch.Tensor, temperature: float) -
 
 
 @given(logits, st.floats(0.05, 0.95))
+@example(torch.tensor([0.0, -20.0, 0.0]), 0.9)  # takes both of the likely ones
 @settings(max_examples=50)
 def test_top_p_keeps_the_smallest_set_that_reaches_it(logits_V: torch.Tensor, top_p: float) -> None:
     probs = torch.softmax(logits_V.float(), 0)
