@@ -48,7 +48,6 @@ def main() -> int:
     run = json.loads(plan.stdout)["run"]
     for args in (
         ("submit", *PRESET, "--follow"),
-        ("status", run),
         ("collect", "--run", run),
         ("results", "show", run),
     ):
@@ -57,8 +56,10 @@ def main() -> int:
             print(f"\nThe demo stopped: that command exited with {code}.", file=sys.stderr)
             print(f"The run's own words: {DEMO_DIR / 'runs' / run / 'logs'}", file=sys.stderr)
             return code
-    print(f"\nDone in {time.monotonic() - started:.0f} s. The run directory: {DEMO_DIR / 'runs' / run}")
-    print(f"The verified copies: {DEMO_DIR / 'results' / run}")
+    print(f"\nDone in {time.monotonic() - started:.0f} s. To look further, in this folder:")
+    print("  . .venv/bin/activate")
+    print("  export INFL_ROOT=.demo/runs INFL_RESULTS=.demo/results INFL_INDEX=.demo/index.sqlite")
+    print(f"  launcher logs {run}")
     return 0
 
 

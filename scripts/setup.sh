@@ -54,7 +54,8 @@ if [ -z "${UV_TORCH_BACKEND:-}" ] && [ -z "$own_wheel" ] && ! command -v nvidia-
 fi
 
 echo "setup: installing into $venv (the first time downloads up to 6 GB)" >&2
-VIRTUAL_ENV=$venv "$uv" pip install --python "$venv/bin/python" --constraint constraints.txt \
+quiet=$([ -t 2 ] || echo --quiet)  # on a terminal uv's progress is worth its lines
+VIRTUAL_ENV=$venv "$uv" pip install $quiet --python "$venv/bin/python" --constraint constraints.txt \
   --editable ".[trainer,wandb,dev]"
 rm -f "$venv"/.setup-*
 touch "$stamp"

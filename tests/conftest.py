@@ -1,7 +1,10 @@
 """Settings of every test process."""
 
 import os
+import signal
 
+# A shell without job control starts background commands with Ctrl-C ignored, which children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run side by side (`pytest -n auto`): threads inside one would only push the others aside.
 # This must come before anything imports numpy or torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
