@@ -95,9 +95,12 @@ class CollectedRun:
 
     @property
     def wandb_url(self) -> str | None:
-        """The link to the W&B run, built and not looked up; None if there is none, or not known from here."""
+        """The link to the W&B run, built and not looked up; None if there is none, or its entity is unknown.
+
+        An offline run has it after ``wandb sync``.
+        """
         wandb = self.run_spec.wandb
-        if self.wandb_mode != "online":
+        if self.wandb_mode == "disabled":
             return None
         url = wandb.get("url")
         if isinstance(url, str) and urlsplit(url).scheme in ("https", "http") and "@" not in url:

@@ -237,14 +237,19 @@ def _attempts(run: CollectedRun) -> Table:
 
 
 def _links(run: CollectedRun) -> Table:
-    if run.wandb_url:
-        link = f"{run.wandb_url} (unverified: built from entity, project and run id)"
-    elif run.wandb_mode == "online":
-        link = "online, but the entity is not known from here; see the log of an attempt"
+    url = run.wandb_url
+    if run.wandb_mode == "disabled":
+        link = "disabled"
     elif run.wandb_mode == "offline":
-        link = f"offline; its files: {run.manifest.source}/wandb (upload them with: wandb sync)"
+        wandb = run.run_spec.wandb
+        # The entity is whose key uploads it.
+        then = url or f"<entity>/{wandb.get('project')}/runs/{wandb.get('run_id')}"
+        sync = f"wandb sync {run.manifest.source}/wandb/offline-run-*"
+        link = f"offline; `{sync}` makes it {then} (unverified)"
+    elif url:
+        link = f"{url} (unverified: built from entity, project and run id)"
     else:
-        link = run.wandb_mode
+        link = "online, but the entity is not known from here; see the log of an attempt"
     return Table("Links", ("", ""), [("W&B", link)])
 
 

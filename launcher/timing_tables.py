@@ -12,14 +12,14 @@ from launcher.tables import Table
 _MAX_STEP_COLUMNS = 3
 """With more steps than this, a table shows mean, least and greatest over the steps instead of each step."""
 _STEP = "step"
-_ORDER = (
-    "gen", "reward", "old_log_prob", "ref", "values", "adv",
-    "capture", "forward_1", "logprob_backward", WHOLE, "commit", "forward_2", "loss_backward",
-    "update_actor", "update_weights", "save_checkpoint", "testing", _STEP,
-)  # fmt: skip
-
-
-_NESTED = "Phases contain one another (update_actor contains the tracing), so they do not add up to the step."
+# In the order of a step; indented below what contains them.
+_ORDER = {
+    "gen": 0, "reward": 0, "old_log_prob": 0, "ref": 0, "values": 0, "adv": 0,
+    "update_actor": 0, "capture": 1, "forward_1": 2, "logprob_backward": 2, WHOLE: 1,
+    "forward_2": 1, "loss_backward": 1, "commit": 1,
+    "update_weights": 0, "save_checkpoint": 0, "testing": 0, _STEP: 0,
+}  # fmt: skip
+_NESTED = "Indented phases are part of the one above them; start-up and waiting have no phase of their own."
 
 
 def scoring_time(run: CollectedRun) -> Table | None:
@@ -62,7 +62,7 @@ def _table(title: str, run: CollectedRun, names: Sequence[str], whole: str) -> T
     rows = []
     for name in names:
         measured = [seconds[name] for seconds in timings.values() if name in seconds]
-        row = [name]
+        row = ["  " * _ORDER.get(name, 0) + name if whole == _STEP else name]
         if each:
             for seconds in timings.values():
                 row += _cells(seconds.get(name), seconds.get(whole), decimals)

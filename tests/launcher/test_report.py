@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -74,8 +75,10 @@ def with_fixed_places(run: CollectedRun) -> CollectedRun:
 def test_the_report_of_a_fixed_run_is_the_golden_one(
     tmp_path: Path, render: Callable[[list[Table]], list[str]], golden: str
 ) -> None:
-    """After a wanted change: write what this test got into the file, and read the difference."""
+    """After a wanted change run this with ``INFL_UPDATE_GOLDEN=1`` and read the difference."""
     shown = "\n".join(render(tables(with_fixed_places(eventful_run(tmp_path))))) + "\n"
+    if os.environ.get("INFL_UPDATE_GOLDEN"):
+        (GOLDEN / golden).write_text(shown)
     assert shown == (GOLDEN / golden).read_text()
 
 
@@ -306,7 +309,16 @@ def test_the_supervisors_word_stands_in_for_an_attempt_that_could_not_speak(
         ("online", {"url": "https://me:pw@wandb.example/x/runs/r"}, "the entity is not known from here"),
         ("online", {"url": "javascript:alert(1)"}, "the entity is not known from here"),
         ("online", {"entity": None, "project": "p", "run_id": "r"}, "the entity is not known from here"),
-        ("offline", {"entity": "e", "project": "p", "run_id": "r"}, "offline; its files: "),
+        (
+            "offline",
+            {"entity": "e", "project": "p", "run_id": "r"},
+            "/wandb/offline-run-*` makes it https://wandb.ai/e/p/runs/r (unverified)",
+        ),
+        (
+            "offline",
+            {"entity": None, "project": "p", "run_id": "r"},
+            "makes it <entity>/p/runs/r (unverified)",
+        ),
         ("disabled", {}, "disabled"),
     ],
 )
