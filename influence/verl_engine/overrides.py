@@ -34,8 +34,9 @@ OWNED_BY_THE_RUN = (
 """Keys that ``verl:`` in a preset may not set: the run directory and its retries depend on them."""
 
 _CPU_OBJECT_STORE_BYTES = 128 * 2**20
-# Actors that want a whole CPU each: verl's trainer and its helpers, the queue's controller and storage.
-_NUM_LOGICAL_CPUS_BESIDES_RANKS = 24
+# verl reserves three a rank; the queue's nine actors hold one each, and others need a free one to start.
+_NUM_LOGICAL_CPUS_A_RANK = 3
+_NUM_LOGICAL_CPUS_BESIDES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,9 @@ def verl_overrides(
         "+ray_kwargs.ray_init.address": "local",  # never somebody else's Ray that runs on this machine
         "+ray_kwargs.ray_init.include_dashboard": False,
         "+ray_kwargs.ray_init.runtime_env.env_vars": dict(environment),
-        "ray_kwargs.ray_init.num_cpus": max(num_cpus, num_ranks + _NUM_LOGICAL_CPUS_BESIDES_RANKS),
+        "ray_kwargs.ray_init.num_cpus": max(
+            num_cpus, _NUM_LOGICAL_CPUS_A_RANK * num_ranks + _NUM_LOGICAL_CPUS_BESIDES
+        ),
     }
     if on_cpu:
         overrides |= _on_cpu(num_ranks)

@@ -51,7 +51,9 @@ def test_sizes_and_seeds_reach_every_place_that_has_them() -> None:
 
 def test_ray_is_given_more_cpus_than_its_actors_ask_for() -> None:
     small = overrides(resolve("alltoken-timing", "tiny-cpu"), num_cpus=2)
-    assert small["ray_kwargs.ray_init.num_cpus"] >= 2 + 12
+    assert small["ray_kwargs.ray_init.num_cpus"] >= 2 * 3 + 2 + 1
+    few_cores = overrides(resolve("alltoken-timing"), num_cpus=16)
+    assert few_cores["ray_kwargs.ray_init.num_cpus"] >= 8 * 3 + 9 + 1
     large = overrides(resolve("alltoken-timing"), num_cpus=96)
     assert large["ray_kwargs.ray_init.num_cpus"] == 96
     assert "+ray_kwargs.ray_init.num_gpus" not in large
