@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.errors import SpecError, UsageError
 from launcher.secrets import is_secret_key, is_secret_value
 from launcher.yaml_source import KeyPath, Place, YamlSource, parse_yaml
+
+# OmegaConf's ${name:argument}; names may themselves be interpolated, so anything may stand before the colon.
+_RESOLVER = re.compile(r"\$\{[^\n]*:")
 
 
 def parse_set(text: str) -> YamlSource:
@@ -56,15 +60,32 @@ def merge(data: dict[str, Any], places: dict[KeyPath, Place], layer: YamlSource)
 
 
 def refuse_secrets(layer: YamlSource) -> None:
-    """SpecError where a value has the form of a secret, or a free-form key says that it is one."""
+    """SpecError where a value holds what looks like a secret, a free-form key says that it is one, or verl
+    would put something of its environment in the value's place."""
     for path, value in _leaves(layer.data, ()):
-        if not isinstance(value, str) or not value:
-            continue
-        if is_secret_value(value) or (path[0] == "verl" and any(is_secret_key(str(key)) for key in path[1:])):
+        place = layer.places[path]
+        if any(isinstance(key, str) and is_secret_value(key) for key in path):
+            raise _secret(str(place))  # the path would show it
+        # An image without a registry's name, too, may have a commit for its tag.
+        text = f"/{value}" if path == ("cluster", "image") else value
+        named_so = path[:1] == ("verl",) and any(is_secret_key(str(key)) for key in path[1:])
+        if (isinstance(text, str) and is_secret_value(text)) or (
+            named_so and value not in (None, "") and not isinstance(value, bool)
+        ):
+            raise _secret(place.at(path))
+        if isinstance(value, str) and _RESOLVER.search(value):
             raise SpecError(
-                f"{layer.places[path].at(path)}: looks like a secret, and a spec is stored and shown",
-                next_step="put it into the Secret that cluster.secret names, or into the environment",
+                f"{place.at(path)}: a resolver such as ${{oc.env:NAME}} is not allowed",
+                why="verl would put in a value from its environment, which may be a secret, and print it",
+                next_step="write the value itself",
             )
+
+
+def _secret(where: str) -> SpecError:
+    return SpecError(
+        f"{where}: looks like a secret, and a spec is stored and shown",
+        next_step="put it into the Secret that cluster.secret names, or into the environment",
+    )
 
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
