@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.errors import SpecError, UsageError
 from launcher.secrets import is_secret_key, is_secret_value
-from launcher.yaml_source import KeyPath, Place, YamlSource, parse_yaml
+from launcher.yaml_source import MAX_DEPTH, KeyPath, Place, YamlSource, parse_yaml
 
 # OmegaConf's ${name:argument}; names may themselves be interpolated, so anything may stand before the colon.
 _RESOLVER = re.compile(r"\$\{[^\n]*:")
@@ -27,7 +27,7 @@ def parse_set(text: str) -> YamlSource:
     path: KeyPath = tuple(path_text.strip().split("."))
     if path[0] == "verl" and len(path) > 1:
         path = ("verl", ".".join(map(str, path[1:])))
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > MAX_DEPTH:
         raise UsageError(
             f"--set {path_text.strip()}: expected path.to.setting=value",
             next_step="--set training.total_steps=3",
@@ -51,9 +51,10 @@ def merge(data: dict[str, Any], places: dict[KeyPath, Place], layer: YamlSource)
                 places[here] = layer.places[here]
                 lay(into[key], value, here)
                 continue
-            for old in [p for p in places if p[: len(here)] == here]:
-                del places[old]
-            places.update({p: place for p, place in layer.places.items() if p[: len(here)] == here})
+            if key in into:
+                for old in _paths(into[key], here):
+                    del places[old]
+            places.update((new, layer.places[new]) for new in _paths(value, here))
             into[key] = _copied(value)
 
     lay(data, layer.data, ())
@@ -86,6 +87,14 @@ def _secret(where: str) -> SpecError:
         f"{where}: looks like a secret, and a spec is stored and shown",
         next_step="put it into the Secret that cluster.secret names, or into the environment",
     )
+
+
+def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The path of a value and of all below it."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _paths(below, (*path, key))
 
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

@@ -439,3 +439,45 @@ def test_base_names_every_setting_on_a_line_of_its_own_or_in_a_list() -> None:
     source = read_yaml(shipped_jobs_dir() / "base.yaml", source="base.yaml")
     lines = [place.line for path, place in source.places.items() if len(path) == 2 and path[0] != "verl"]
     assert len(lines) == len(set(lines))
+
+
+# --- large files
+
+
+class CountedPlaces(dict[Any, Place]):
+    """Counts how many of its paths are looked through."""
+
+    num_seen = 0
+
+    def __iter__(self) -> Any:
+        for path in super().__iter__():
+            self.num_seen += 1
+            yield path
+
+    def items(self) -> Any:
+        for item in super().items():
+            self.num_seen += 1
+            yield item
+
+
+def test_the_work_of_a_merge_grows_with_its_layers_alone() -> None:
+    num_keys = 500
+    layer = parse_yaml("\n".join(f"k{i}: {{a: [1]}}" for i in range(num_keys)), source="x")
+    counted = YamlSource(layer.data, CountedPlaces(layer.places))
+    data: dict[str, Any] = {}
+    places = CountedPlaces()
+    merge(data, places, counted)
+    merge(data, places, counted)
+    assert data == layer.data
+    assert dict.items(places) == layer.places.items() - {((), Place("x", 1))}
+    assert places.num_seen + counted.places.num_seen <= 4 * len(layer.places)  # type: ignore[attr-defined]
+
+
+def test_a_document_of_too_many_values_is_refused(jobs: Path) -> None:
+    many = "".join(f"k{i}: {i}\n" for i in range(11_000))
+    write(jobs, many="extends: base\n" + many)
+    assert "more than 20000 keys and values" in error_of(PresetLibrary([jobs]), "many").what
+
+
+def test_a_flag_of_absurd_depth_is_refused() -> None:
+    error_of(PresetLibrary(), "smoke", sets=[".".join(["a"] * 40) + "=1"], kind=UsageError)
