@@ -58,11 +58,12 @@ LabelValue = Annotated[
         "a Kubernetes label value, such as NVIDIA-H200",
     ),
 ]
-#: A Kubernetes quantity of bytes.
+#: A Kubernetes quantity of bytes, in no more digits than ``influence.machine.parse_bytes`` takes.
 Bytes = Annotated[
     str,
     _matching(
-        r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?", "a number of bytes with a unit, such as 1500Gi"
+        r"[1-9][0-9]{0,17}(\.[0-9]{1,9})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?",
+        "a number of bytes with a unit, such as 1500Gi",
     ),
 ]
 Image = Annotated[

@@ -481,3 +481,10 @@ def test_a_document_of_too_many_values_is_refused(jobs: Path) -> None:
 
 def test_a_flag_of_absurd_depth_is_refused() -> None:
     error_of(PresetLibrary(), "smoke", sets=[".".join(["a"] * 40) + "=1"], kind=UsageError)
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a" * 5000, "a" * 5000 + ".yaml"])
+def test_a_name_longer_than_any_is_no_preset(name: str, jobs: Path) -> None:
+    assert "no " in error_of(PresetLibrary(), name, kind=UsageError).what
+    write(jobs, child=f"extends: {name}\n")
+    assert "extends: must be the name of a preset" in error_of(PresetLibrary([jobs]), "child").what

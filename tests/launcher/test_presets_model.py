@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence.config import ALIASES, CHOICES, TracerConfig, TracerConfigError
+from influence.machine import parse_bytes
 from launcher.model import setting_names, validate
 from launcher.model.sections import Influence, Settings
 from launcher.presets import PresetLibrary
@@ -293,3 +294,13 @@ def test_the_tracer_accepts_exactly_what_the_schema_accepts(data: st.DataObject)
     except TracerConfigError:
         taken = False
     assert accepted == taken, (name, value)
+
+
+@pytest.mark.parametrize("setting", ["memory", "shared_memory"])
+def test_a_size_has_a_number_of_digits_that_can_be_computed_with(setting: str) -> None:
+    data = copy.deepcopy(GPU)
+    data["hardware"][setting] = "9" * 18 + "Pi"
+    assert validate(data)[1] == []
+    assert parse_bytes(data["hardware"][setting]) > 0
+    data["hardware"][setting] = "9" * 400 + "Pi"
+    assert "a number of bytes" in validate(data)[1][0].what
