@@ -70,6 +70,24 @@ Image = Annotated[
     str, _matching(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", "an image reference, such as registry/name:tag")
 ]
 
+#: The key of a taint: a label's name, with or without a DNS name in front.
+LabelKey = Annotated[
+    str,
+    _matching(
+        r"(?=[^/]{1,253}/|[^/]*$)([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+        r"(?=[^/]{1,63}$)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?",
+        "a Kubernetes label key, such as nvidia.com/gpu",
+    ),
+]
+#: A part of W&B's paths.
+WandbName = Annotated[
+    str,
+    _matching(
+        r"[^/\\#?%:\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}",
+        "a name in W&B: at most 128 characters, without / \\ # ? % :",
+    ),
+]
+
 # Kubernetes and numpy keep some of the counts in 32 bits.
 _MAX_INT = 2**31 - 1
 Positive = Annotated[int, Field(ge=1, le=_MAX_INT)]

@@ -330,8 +330,15 @@ SETTABLE = [
     ("training.learning_rate", st.floats(0, 1)),
     ("model.path", st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1)),
     (
+        "data.reward_function",
+        st.none()
+        | st.fixed_dictionaries(
+            {"path": st.text(st.characters(categories=("L",)), min_size=1), "name": st.just("f")}
+        ),
+    ),
+    (
         "wandb.entity",
-        st.none() | st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1),
+        st.none() | st.text(st.characters(categories=("L", "N", "Zs")), min_size=1, max_size=128),
     ),
     ("data.val_files", st.lists(st.text(st.characters(categories=("L", "N")), min_size=1), max_size=3)),
     ("verl.trainer.test_freq", st.integers() | st.booleans() | st.none()),
