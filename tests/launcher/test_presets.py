@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import LauncherError, SpecError, UsageError
+from launcher.group import run
 from launcher.layers import merge, parse_set
 from launcher.presets import PresetLibrary
 from launcher.resources import shipped_jobs_dir
@@ -495,3 +496,19 @@ def test_a_name_longer_than_any_is_no_preset(name: str, jobs: Path) -> None:
     assert "no " in error_of(PresetLibrary(), name, kind=UsageError).what
     write(jobs, child=f"extends: {name}\n")
     assert "extends: must be the name of a preset" in error_of(PresetLibrary([jobs]), "child").what
+
+
+def test_a_broken_file_is_listed_among_the_others(jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(jobs, broken="a: [1", good="extends: base\ndescription: A good one.\n")
+    write(jobs / "overlays", latin="")
+    (jobs / "overlays" / "latin.yaml").write_bytes(b"\xff")
+    assert run(["presets", "list", "--jobs", str(jobs)]) == 0
+    shown = capsys.readouterr().out
+    assert "A good one." in shown
+    assert "broken: " in shown
+    assert run(["presets", "list", "--jobs", str(jobs), "-o", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    errors = {e["name"]: e["error"] for e in (*document["presets"], *document["overlays"]) if e["error"]}
+    assert errors.keys() == {"broken", "latin"}
+    assert "not valid YAML" in errors["broken"]
+    assert "not UTF-8" in errors["latin"]
