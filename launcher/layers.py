@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.errors import SpecError, UsageError
 from launcher.secrets import is_secret_key, is_secret_value
 from launcher.yaml_source import MAX_DEPTH, KeyPath, Place, YamlSource, parse_yaml
-
-# OmegaConf's ${name:argument}; names may themselves be interpolated, so anything may stand before the colon.
-_RESOLVER = re.compile(r"\$\{[^\n]*:")
 
 
 def parse_set(text: str) -> YamlSource:
@@ -74,12 +70,18 @@ def refuse_secrets(layer: YamlSource) -> None:
             named_so and value not in (None, "") and not isinstance(value, bool)
         ):
             raise _secret(place.at(path))
-        if isinstance(value, str) and _RESOLVER.search(value):
+        if isinstance(value, str) and _may_resolve(value):
             raise SpecError(
                 f"{place.at(path)}: a resolver such as ${{oc.env:NAME}} is not allowed",
                 why="verl would put in a value from its environment, which may be a secret, and print it",
                 next_step="write the value itself",
             )
+
+
+def _may_resolve(text: str) -> bool:
+    # OmegaConf's ${name:argument}; a name may itself be interpolated: anything may stand before the colon.
+    start = text.find("${")
+    return start >= 0 and ":" in text[start:]
 
 
 def _secret(where: str) -> SpecError:

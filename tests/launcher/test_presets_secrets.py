@@ -139,7 +139,9 @@ def test_a_key_that_is_a_secret_itself_is_not_shown() -> None:
     assert SECRETS[2] not in json.dumps(caught.value.as_dict())
 
 
-@pytest.mark.parametrize("value", ["${oc.env:HF_TOKEN}", "x ${oc.${a}:b}", "${oc.decode:${a}}"])
+@pytest.mark.parametrize(
+    "value", ["${oc.env:HF_TOKEN}", "x ${oc.${a}:b}", "${oc.decode:${a}}", "${\n oc.env:A}"]
+)
 @pytest.mark.parametrize("path", ["verl.+trainer.my_note", "wandb.project", "data.train_files"])
 def test_nothing_is_looked_up_in_the_environment_of_verl(path: str, value: str) -> None:
     written = json.dumps([value] if path == "data.train_files" else value)
