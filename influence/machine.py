@@ -15,7 +15,7 @@ from pathlib import Path
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
           "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}  # fmt: skip
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 
 # A machine sold with 8 GiB reports a little less: the kernel and the firmware keep some.
 _MEMORY_TOLERANCE = 0.9
@@ -67,7 +67,7 @@ def parse_bytes(quantity: str) -> int:
     """
     match = _QUANTITY.fullmatch(quantity)
     if match is None:
-        raise ValueError(f"{quantity!r} is no number of bytes with a unit, such as 8Gi")
+        raise ValueError(f"{quantity[:40]!r} is no number of bytes with a unit, such as 8Gi")
     return math.ceil(float(match[1]) * _UNITS[match[2] or ""])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.errors import SpecError, UsageError
 from launcher.secrets import is_secret_key, is_secret_value
-from launcher.yaml_source import KeyPath, Place, YamlSource, parse_yaml
+from launcher.yaml_source import MAX_DEPTH, KeyPath, Place, YamlSource, parse_yaml
 
 
 def parse_set(text: str) -> YamlSource:
@@ -23,7 +23,7 @@ def parse_set(text: str) -> YamlSource:
     path: KeyPath = tuple(path_text.strip().split("."))
     if path[0] == "verl" and len(path) > 1:
         path = ("verl", ".".join(map(str, path[1:])))
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > MAX_DEPTH:
         raise UsageError(
             f"--set {path_text.strip()}: expected path.to.setting=value",
             next_step="--set training.total_steps=3",
@@ -47,24 +47,56 @@ def merge(data: dict[str, Any], places: dict[KeyPath, Place], layer: YamlSource)
                 places[here] = layer.places[here]
                 lay(into[key], value, here)
                 continue
-            for old in [p for p in places if p[: len(here)] == here]:
-                del places[old]
-            places.update({p: place for p, place in layer.places.items() if p[: len(here)] == here})
+            if key in into:
+                for old in _paths(into[key], here):
+                    del places[old]
+            places.update((new, layer.places[new]) for new in _paths(value, here))
             into[key] = _copied(value)
 
     lay(data, layer.data, ())
 
 
 def refuse_secrets(layer: YamlSource) -> None:
-    """SpecError where a value has the form of a secret, or a free-form key says that it is one."""
+    """SpecError where a value holds what looks like a secret, a free-form key says that it is one, or verl
+    would put something of its environment in the value's place."""
     for path, value in _leaves(layer.data, ()):
-        if not isinstance(value, str) or not value:
-            continue
-        if is_secret_value(value) or (path[0] == "verl" and any(is_secret_key(str(key)) for key in path[1:])):
+        place = layer.places[path]
+        if any(isinstance(key, str) and is_secret_value(key) for key in path):
+            raise _secret(str(place))  # the path would show it
+        # An image without a registry's name, too, may have a commit for its tag.
+        text = f"/{value}" if path == ("cluster", "image") else value
+        named_so = path[:1] == ("verl",) and any(is_secret_key(str(key)) for key in path[1:])
+        if (isinstance(text, str) and is_secret_value(text)) or (
+            named_so and value not in (None, "") and not isinstance(value, bool)
+        ):
+            raise _secret(place.at(path))
+        if isinstance(value, str) and _may_resolve(value):
             raise SpecError(
-                f"{layer.places[path].at(path)}: looks like a secret, and a spec is stored and shown",
-                next_step="put it into the Secret that cluster.secret names, or into the environment",
+                f"{place.at(path)}: a resolver such as ${{oc.env:NAME}} is not allowed",
+                why="verl would put in a value from its environment, which may be a secret, and print it",
+                next_step="write the value itself",
             )
+
+
+def _may_resolve(text: str) -> bool:
+    # OmegaConf's ${name:argument}; a name may itself be interpolated: anything may stand before the colon.
+    start = text.find("${")
+    return start >= 0 and ":" in text[start:]
+
+
+def _secret(where: str) -> SpecError:
+    return SpecError(
+        f"{where}: looks like a secret, and a spec is stored and shown",
+        next_step="put it into the Secret that cluster.secret names, or into the environment",
+    )
+
+
+def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The path of a value and of all below it."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _paths(below, (*path, key))
 
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

@@ -19,7 +19,7 @@ from launcher.resources import shipped_jobs_dir
 from launcher.suggest import did_you_mean
 from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml
 
-NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_PROBLEMS = 12
 _ABOUT = ("extends", "description")  # keys of a file that are no settings
 
@@ -162,7 +162,7 @@ class PresetLibrary:
     def _find(self, name: str, kind: str, subdir: str, listed: Callable[[], list[PresetFile]]) -> PresetFile:
         if "/" in name or name.endswith((".yaml", ".yml")):
             path = Path(name)
-            if not path.is_file():
+            if not _is_file(path):
                 raise UsageError(f"--{kind} {name}: no such file", next_step="launcher presets list")
             if not NAME.fullmatch(path.stem):
                 raise UsageError(
@@ -241,6 +241,13 @@ def _label(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any file's
+        return False
 
 
 def _same(a: Path, b: Path) -> bool:

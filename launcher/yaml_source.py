@@ -2,8 +2,8 @@
 
 A strict subset of YAML 1.2: one document, text keys, plain data. Refused, each with its line: duplicate
 keys, anchors and aliases (a few lines of them expand to gigabytes), tags (``!!python/...``), merge keys,
-deep nesting and large files. Plain scalars follow YAML 1.2's core schema instead of PyYAML's YAML 1.1, where
-``no`` is false, ``1:30`` is 90 and ``1e-6`` is text.
+deep nesting and documents of more than ``MAX_BYTES`` or ``MAX_NODES``. Plain scalars follow YAML 1.2's core
+schema instead of PyYAML's YAML 1.1, where ``no`` is false, ``1:30`` is 90 and ``1e-6`` is text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from launcher.errors import SpecError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+#: Keys and values together; a shipped preset has fewer than 300.
+MAX_NODES = 20_000
 
 #: Keys and list indices from the document's root to a value.
 KeyPath = tuple[str | int, ...]
@@ -146,6 +148,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's name and type
     _depth = 0
+    _num_nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -156,6 +159,9 @@ class _Loader(yaml.SafeLoader):
             )
         if event.tag is not None:
             raise _RefusedError(f"the tag {event.tag!r} is not allowed", mark, next_step="remove the tag")
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES:
+            raise _RefusedError(f"more than {MAX_NODES} keys and values in one document", mark)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _RefusedError(f"nested deeper than {MAX_DEPTH} levels", mark)

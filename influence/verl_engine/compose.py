@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from influence.verl_engine.overrides import OWNED_BY_THE_RUN
+from influence.owned_settings import is_owned_by_the_run
 
 
 class ConfigurationError(ValueError):
@@ -42,7 +42,7 @@ def require_unowned(verl_settings: Mapping[str, Any]) -> None:
         ConfigurationError: names the key.
     """
     for key in _leaf_keys(verl_settings):
-        if key in OWNED_BY_THE_RUN:
+        if is_owned_by_the_run(key):
             raise ConfigurationError(
                 f"verl.{key} belongs to the run directory and cannot be set; leave it out"
             )

@@ -21,18 +21,6 @@ EXTERNAL_LIB = "influence.verl_engine.external"
 
 AGENT_LOOPS = Path(__file__).parents[1] / "cpu" / "agent_loops.yaml"
 
-OWNED_BY_THE_RUN = (
-    "actor_rollout_ref.model.external_lib",
-    "trainer.v1.trainer_mode",
-    "trainer.default_local_dir",
-    "trainer.resume_mode",
-    "trainer.resume_from_path",
-    "trainer.total_training_steps",
-    "trainer.experiment_name",
-    "trainer.use_v1",
-)
-"""Keys that ``verl:`` in a preset may not set: the run directory and its retries depend on them."""
-
 _CPU_OBJECT_STORE_BYTES = 128 * 2**20
 # verl reserves three a rank; the queue's nine actors hold one each, and others need a free one to start.
 _NUM_LOGICAL_CPUS_A_RANK = 3

@@ -9,6 +9,7 @@ import click
 
 from launcher.commands.options import output_option
 from launcher.commands.preset_options import jobs_option, overlay_option, set_option
+from launcher.errors import SpecError
 from launcher.output import emit, table
 
 if TYPE_CHECKING:
@@ -20,11 +21,14 @@ def command() -> None:
     """List presets and overlays, or show one resolved."""
 
 
-@command.command("list", epilog="Exit codes: 0 done, 2 usage, 3 a file that is no YAML.")
+@command.command("list", epilog="Exit codes: 0 done, 2 usage.")
 @jobs_option
 @output_option
 def list_presets(jobs_dirs: tuple[Path, ...], output_format: str) -> None:
-    """List presets and overlays: your own folders' first, then the shipped ones."""
+    """List presets and overlays: your own folders' first, then the shipped ones.
+
+    A file that cannot be read is listed with its error.
+    """
     from launcher.presets import PresetLibrary
 
     library = PresetLibrary(jobs_dirs)
@@ -36,7 +40,10 @@ def list_presets(jobs_dirs: tuple[Path, ...], output_format: str) -> None:
     def plain() -> list[str]:
         lines = []
         for title, entries in document.items():
-            rows = [[entry["name"], entry["file"], entry["description"]] for entry in entries]
+            rows = [
+                [e["name"], e["file"], f"broken: {e['error']}" if e["error"] else e["description"]]
+                for e in entries
+            ]
             lines += [*table([title.upper(), "FILE", "DESCRIPTION"], rows), ""]
         return [*lines, "launcher presets show NAME prints one resolved."]
 
@@ -44,7 +51,16 @@ def list_presets(jobs_dirs: tuple[Path, ...], output_format: str) -> None:
 
 
 def _described(library: PresetLibrary, files: list[PresetFile]) -> list[dict[str, str]]:
-    return [{"name": f.name, "file": f.label, "description": library.describe(f)} for f in files]
+    """One broken file hides none of the others: its entry has an error in place of a description."""
+    entries: list[dict[str, str]] = []
+    for file in files:
+        entry: dict[str, str] = {"name": file.name, "file": file.label}
+        try:
+            entry |= {"description": library.describe(file), "error": ""}
+        except SpecError as error:
+            entry |= {"description": "", "error": error.what}
+        entries.append(entry)
+    return entries
 
 
 @command.command("show", epilog="Exit codes: 0 done, 2 unknown preset or overlay, 3 invalid preset.")

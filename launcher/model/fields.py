@@ -58,15 +58,34 @@ LabelValue = Annotated[
         "a Kubernetes label value, such as NVIDIA-H200",
     ),
 ]
-#: A Kubernetes quantity of bytes.
+#: A Kubernetes quantity of bytes, in no more digits than ``influence.machine.parse_bytes`` takes.
 Bytes = Annotated[
     str,
     _matching(
-        r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?", "a number of bytes with a unit, such as 1500Gi"
+        r"[1-9][0-9]{0,17}(\.[0-9]{1,9})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?",
+        "a number of bytes with a unit, such as 1500Gi",
     ),
 ]
 Image = Annotated[
     str, _matching(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", "an image reference, such as registry/name:tag")
+]
+
+#: The key of a taint: a label's name, with or without a DNS name in front.
+LabelKey = Annotated[
+    str,
+    _matching(
+        r"(?=[^/]{1,253}/|[^/]*$)([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+        r"(?=[^/]{1,63}$)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?",
+        "a Kubernetes label key, such as nvidia.com/gpu",
+    ),
+]
+#: A part of W&B's paths.
+WandbName = Annotated[
+    str,
+    _matching(
+        r"[^/\\#?%:\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}",
+        "a name in W&B: at most 128 characters, without / \\ # ? % :",
+    ),
 ]
 
 # Kubernetes and numpy keep some of the counts in 32 bits.

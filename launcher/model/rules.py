@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from influence.owned_settings import is_owned_by_the_run
 from launcher.model.sections import Settings
 
 HYDRA_KEY = re.compile(r"\+?[A-Za-z_][\w-]*([./][\w-]+)*")
@@ -128,6 +129,8 @@ def _verl(overrides: dict[str, Any]) -> Iterator[Problem]:
     for key, value in overrides.items():
         if not HYDRA_KEY.fullmatch(key):
             yield Problem(("verl", key), "must be a path of verl's configuration, such as trainer.test_freq")
+        elif is_owned_by_the_run(key):
+            yield Problem(("verl", key), "belongs to the run directory and cannot be set; leave it out")
         elif isinstance(value, dict):
             yield Problem(("verl", key), f"must be no mapping: write the path as one key, {key}.<...>")
         elif not _is_plain(value):

@@ -13,6 +13,7 @@ from launcher.model.fields import (
     Fraction,
     FreeText,
     Image,
+    LabelKey,
     LabelValue,
     NonNegative,
     NonNegativeFloat,
@@ -20,6 +21,7 @@ from launcher.model.fields import (
     PositiveFloat,
     Section,
     Text,
+    WandbName,
 )
 
 
@@ -119,14 +121,14 @@ class Retry(Section):
 
 class Wandb(Section):
     mode: Literal["online", "offline", "disabled"]
-    entity: Text | None
-    project: Text
+    entity: WandbName | None
+    project: WandbName
 
 
 class Toleration(Section):
     """Kubernetes' own spelling; a toleration has only the keys that it needs, so these may be left out."""
 
-    key: Text | None = None
+    key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] | None = None
     value: FreeText | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None

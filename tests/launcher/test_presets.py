@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import LauncherError, SpecError, UsageError
+from launcher.group import run
 from launcher.layers import merge, parse_set
 from launcher.presets import PresetLibrary
 from launcher.resources import shipped_jobs_dir
@@ -330,8 +331,15 @@ SETTABLE = [
     ("training.learning_rate", st.floats(0, 1)),
     ("model.path", st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1)),
     (
+        "data.reward_function",
+        st.none()
+        | st.fixed_dictionaries(
+            {"path": st.text(st.characters(categories=("L",)), min_size=1), "name": st.just("f")}
+        ),
+    ),
+    (
         "wandb.entity",
-        st.none() | st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1),
+        st.none() | st.text(st.characters(categories=("L", "N", "Zs")), min_size=1, max_size=128),
     ),
     ("data.val_files", st.lists(st.text(st.characters(categories=("L", "N")), min_size=1), max_size=3)),
     ("verl.trainer.test_freq", st.integers() | st.booleans() | st.none()),
@@ -439,3 +447,68 @@ def test_base_names_every_setting_on_a_line_of_its_own_or_in_a_list() -> None:
     source = read_yaml(shipped_jobs_dir() / "base.yaml", source="base.yaml")
     lines = [place.line for path, place in source.places.items() if len(path) == 2 and path[0] != "verl"]
     assert len(lines) == len(set(lines))
+
+
+# --- large files
+
+
+class CountedPlaces(dict[Any, Place]):
+    """Counts how many of its paths are looked through."""
+
+    num_seen = 0
+
+    def __iter__(self) -> Any:
+        for path in super().__iter__():
+            self.num_seen += 1
+            yield path
+
+    def items(self) -> Any:
+        for item in super().items():
+            self.num_seen += 1
+            yield item
+
+
+def test_the_work_of_a_merge_grows_with_its_layers_alone() -> None:
+    num_keys = 500
+    layer = parse_yaml("\n".join(f"k{i}: {{a: [1]}}" for i in range(num_keys)), source="x")
+    counted = YamlSource(layer.data, CountedPlaces(layer.places))
+    data: dict[str, Any] = {}
+    places = CountedPlaces()
+    merge(data, places, counted)
+    merge(data, places, counted)
+    assert data == layer.data
+    assert dict.items(places) == layer.places.items() - {((), Place("x", 1))}
+    assert places.num_seen + counted.places.num_seen <= 4 * len(layer.places)  # type: ignore[attr-defined]
+
+
+def test_a_document_of_too_many_values_is_refused(jobs: Path) -> None:
+    many = "".join(f"k{i}: {i}\n" for i in range(11_000))
+    write(jobs, many="extends: base\n" + many)
+    assert "more than 20000 keys and values" in error_of(PresetLibrary([jobs]), "many").what
+
+
+def test_a_flag_of_absurd_depth_is_refused() -> None:
+    error_of(PresetLibrary(), "smoke", sets=[".".join(["a"] * 40) + "=1"], kind=UsageError)
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a" * 5000, "a" * 5000 + ".yaml"])
+def test_a_name_longer_than_any_is_no_preset(name: str, jobs: Path) -> None:
+    assert "no " in error_of(PresetLibrary(), name, kind=UsageError).what
+    write(jobs, child=f"extends: {name}\n")
+    assert "extends: must be the name of a preset" in error_of(PresetLibrary([jobs]), "child").what
+
+
+def test_a_broken_file_is_listed_among_the_others(jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(jobs, broken="a: [1", good="extends: base\ndescription: A good one.\n")
+    write(jobs / "overlays", latin="")
+    (jobs / "overlays" / "latin.yaml").write_bytes(b"\xff")
+    assert run(["presets", "list", "--jobs", str(jobs)]) == 0
+    shown = capsys.readouterr().out
+    assert "A good one." in shown
+    assert "broken: " in shown
+    assert run(["presets", "list", "--jobs", str(jobs), "-o", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    errors = {e["name"]: e["error"] for e in (*document["presets"], *document["overlays"]) if e["error"]}
+    assert errors.keys() == {"broken", "latin"}
+    assert "not valid YAML" in errors["broken"]
+    assert "not UTF-8" in errors["latin"]

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence.config import ALIASES, CHOICES, TracerConfig, TracerConfigError
+from influence.machine import parse_bytes
+from influence.owned_settings import OWNED_BY_THE_RUN
 from launcher.model import setting_names, validate
 from launcher.model.sections import Influence, Settings
 from launcher.presets import PresetLibrary
@@ -293,3 +295,39 @@ def test_the_tracer_accepts_exactly_what_the_schema_accepts(data: st.DataObject)
     except TracerConfigError:
         taken = False
     assert accepted == taken, (name, value)
+
+
+@pytest.mark.parametrize("setting", ["memory", "shared_memory"])
+def test_a_size_has_a_number_of_digits_that_can_be_computed_with(setting: str) -> None:
+    data = copy.deepcopy(GPU)
+    data["hardware"][setting] = "9" * 18 + "Pi"
+    assert validate(data)[1] == []
+    assert parse_bytes(data["hardware"][setting]) > 0
+    data["hardware"][setting] = "9" * 400 + "Pi"
+    assert "a number of bytes" in validate(data)[1][0].what
+
+
+@pytest.mark.parametrize("key", [*OWNED_BY_THE_RUN, "hydra.run.dir"])
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_what_belongs_to_the_run_is_refused_before_the_start(key: str, plus: str) -> None:
+    data = copy.deepcopy(TINY)
+    data["verl"] = {plus + key: 1}
+    [problem] = validate(data)[1]
+    assert problem.path == ("verl", plus + key)
+    assert "belongs to the run" in problem.what
+
+
+@pytest.mark.parametrize("setting", ["entity", "project"])
+def test_names_in_wandb(setting: str) -> None:
+    for name in ("a", "My project 2", "équipe_é.x-y", "n" * 128):
+        assert problems(TINY, **{f"wandb__{setting}": name}) == {}
+    for name in ("", "a/b", "a\nb", "a\x7f", "a?b", "n" * 129):
+        assert "a name in W&B" in problems(TINY, **{f"wandb__{setting}": name})[f"wandb.{setting}"]
+
+
+def test_a_tolerations_key_is_a_label_key() -> None:
+    for key in ("nvidia.com/gpu", "gpu", "a" * 63, "x.y/" + "A_b.c-9", "a" * 253 + "/b"):
+        assert problems(GPU, cluster__tolerations=[{"key": key}]) == {}
+    for key in ("", "/gpu", "a/", "a/b/c", "a b", "-a", "a_b/c", "a" * 64, "a" * 254 + "/b", "a\n"):
+        [what] = problems(GPU, cluster__tolerations=[{"key": key}]).values()
+        assert "a Kubernetes label key" in what

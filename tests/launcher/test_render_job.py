@@ -20,6 +20,7 @@ from hypothesis import given, settings
 
 from influence.rundir.exits import Verdict, classify
 from influence.rundir.spec import RunSpec
+from launcher.errors import SpecError
 from launcher.git import CodeVersion
 from launcher.kubernetes_values import TEMPLATE, job_values, unmet_needs
 from launcher.presets import PresetLibrary
@@ -319,3 +320,11 @@ def test_hostile_text_in_every_field_arrives_unchanged(text: str) -> None:
     )  # fmt: skip
     assert kubelet_expands(container["args"][1], {"POD_UID": "!"}) == f"/artifacts/{text}"
     assert json.loads(kubelet_expands(env["INFL_RUN_JSON"], {"POD_UID": "!"})) == run.to_dict()
+
+
+def test_a_run_document_that_no_environment_variable_holds_is_refused() -> None:
+    fits = run_of("smoke", (), f"verl.+trainer.note={'$' * 90_000}")
+    assert len(env_of(yaml.safe_load(rendered(fits)))["INFL_RUN_JSON"]) > 2 * 90_000  # halved by Kubernetes
+    with pytest.raises(SpecError, match="bytes, and 100000 is the most") as caught:
+        job_values(run_of("smoke", (), f"verl.+trainer.note={'x' * 100_000}"))
+    assert "128 KiB" in str(caught.value.why)

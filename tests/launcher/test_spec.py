@@ -142,9 +142,9 @@ def test_a_container_user_without_a_name_is_known_by_number(monkeypatch: pytest.
     [
         (["wandb.entity=lab"], None, "https://wandb.ai/lab/token-influence/runs/infl-smoke-0221"),
         (
-            ["wandb.entity=a b/c", "wandb.project=ü"],
+            ["wandb.entity=a b&c", "wandb.project=ü"],
             None,
-            "https://wandb.ai/a%20b%2Fc/%C3%BC/runs/infl-smoke-0221",
+            "https://wandb.ai/a%20b%26c/%C3%BC/runs/infl-smoke-0221",
         ),
         (
             ["wandb.entity=lab"],

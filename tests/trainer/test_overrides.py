@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from influence.owned_settings import OWNED_BY_THE_RUN
 from influence.rundir import RunPaths
 from influence.verl_engine.environment import bytecode_environment, worker_environment
-from influence.verl_engine.overrides import OWNED_BY_THE_RUN, Inputs, verl_overrides
+from influence.verl_engine.overrides import Inputs, verl_overrides
 from tests.trainer.conftest import Spec, resolve, run_document
 
 PATHS = RunPaths.of("/runs", "infl-test-0001")
@@ -168,7 +169,7 @@ class TestAgainstVerl:
         config = self.config(tiny_spec)
         assert config.actor_rollout_ref.model.override_config.rope_theta == 5.0
 
-    @pytest.mark.parametrize("key", OWNED_BY_THE_RUN)
+    @pytest.mark.parametrize("key", [*OWNED_BY_THE_RUN, "hydra.run.dir"])
     def test_what_belongs_to_the_run_cannot_be_set(self, key: str) -> None:
         from influence.verl_engine.compose import ConfigurationError, require_unowned
 
