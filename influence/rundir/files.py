@@ -126,10 +126,17 @@ def write_json(path: Path, document: Any, *, exclusive: bool = False, label: str
     """`write_atomic` of a JSON document, indented, keys sorted.
 
     Raises:
-        ValueError, TypeError: the document is not JSON (NaN included).
+        ValueError, TypeError: the document is not JSON (NaN included), or holds text that UTF-8 cannot write.
     """
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text.encode() + b"\n", exclusive=exclusive, label=label)
+    try:
+        data = text.encode() + b"\n"
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 20) : error.end]
+        raise ValueError(
+            f"{path}: half of a surrogate pair at {near!a}, which is no text; remove it from the value"
+        ) from None
+    write_atomic(path, data, exclusive=exclusive, label=label)
 
 
 def make_dir(path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from influence.rundir.errors import ConflictError, NotARunError
+from influence.rundir.errors import ConflictError, CorruptError, NotARunError
 from influence.rundir.fields import Fields
 from influence.rundir.files import make_dir, read_json, write_json
 from influence.rundir.paths import RunPaths
@@ -85,9 +85,10 @@ class RunSpec:
             wandb=fields.mapping("wandb"),
         )
         try:
+            canonical_json(run_spec.to_dict())
             actual = spec_hash(run_spec.spec)
         except (ValueError, RecursionError) as error:
-            raise fields.error(f"spec is none that could have been written ({error})") from None
+            raise fields.error(f"has text or numbers that could not have been written ({error})") from None
         if actual != run_spec.spec_hash:
             raise fields.error(
                 f"spec_hash is {run_spec.spec_hash[:80]!a}, the spec's is {actual}: one was altered"
@@ -152,12 +153,8 @@ def create_run(paths: RunPaths, run_spec: RunSpec) -> bool:
     except FileExistsError:
         created = False
         existing = read_run(paths)
-        if (existing.run, existing.spec_hash) != (run_spec.run, run_spec.spec_hash):
-            raise ConflictError(
-                paths.run_json,
-                difference({"run": existing.run}, {"run": run_spec.run})
-                + difference(existing.spec, run_spec.spec),
-            ) from None
+        if existing.spec_hash != run_spec.spec_hash:
+            raise ConflictError(paths.run_json, difference(existing.spec, run_spec.spec)) from None
     for directory in (
         paths.attempts_dir,
         paths.logs_dir,
@@ -175,7 +172,7 @@ def read_run(paths: RunPaths) -> RunSpec:
     Raises:
         NotARunError: there is none.
         SchemaVersionError: another version wrote it.
-        CorruptError: it is not what `create_run` wrote.
+        CorruptError: it is not what `create_run` wrote, or is of the run of another directory.
     """
     try:
         document = read_json(paths.run_json)
@@ -183,7 +180,16 @@ def read_run(paths: RunPaths) -> RunSpec:
         raise NotARunError(
             paths.root_dir, "is not a run: it has no run.json", "check the name and the root of the runs"
         ) from None
-    return RunSpec.from_dict(document, paths.run_json)
+    run_spec = RunSpec.from_dict(document, paths.run_json)
+    # Resolved, so that `.` and a link to a run are fine.
+    name = paths.root_dir.resolve().name
+    if run_spec.run != name:  # two directories that both go on as one run: one W&B run, one copy
+        raise CorruptError(
+            paths.run_json,
+            f"is of the run {run_spec.run[:80]!a}, but lies in {name!a}",
+            f"give the directory its name back, {run_spec.run[:80]!a}, or submit a run of the new name",
+        )
+    return run_spec
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

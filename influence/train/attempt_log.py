@@ -14,7 +14,7 @@ class AttemptLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
-        self._has_terminal = True
+        self._has_terminal = sys.stdout is not None  # None: closed before we began
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from influence.rundir import (
     Attempt,
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     attempt = Attempt(paths, args.attempt)
     code, reason = int(TrainerExit.OK), ""
     try:
-        _train(paths, read_run(paths), attempt)
+        _train(paths, read_run(paths), attempt, args.reason_fd)
     except _Stopped:
         code, reason = TrainerExit.RETRY, "stopped by SIGTERM"
     except Exception as error:
@@ -61,7 +61,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise _Stopped
 
 
-def _train(paths: RunPaths, run: RunSpec, attempt: Attempt) -> None:
+def _train(paths: RunPaths, run: RunSpec, attempt: Attempt, reason_fd: int) -> None:
     from influence.verl_engine.checkpoints import settle_tracker
 
     first_missing = missing_steps(paths, run.spec["training"]["total_steps"])[0]
@@ -73,11 +73,20 @@ def _train(paths: RunPaths, run: RunSpec, attempt: Attempt) -> None:
     from verl.trainer.main_ppo import run_ppo
 
     from influence.verl_engine.task_runner import InfluenceTaskRunner
+    from influence.verl_engine.watchdog import Watchdog
 
     try:
-        run_ppo(config, InfluenceTaskRunner)
+        with Watchdog(lambda death: _end_at_once(death, attempt, reason_fd)):
+            run_ppo(config, InfluenceTaskRunner)
     finally:
         ray.shutdown()
+
+
+def _end_at_once(death: str, attempt: Attempt, reason_fd: int) -> NoReturn:
+    """End this process, whose main thread waits for what never comes; the parent ends those below it."""
+    refusal = _unless_fenced(attempt, Refusal(FAILED, death))
+    _give_reason(reason_fd, refusal.reason)
+    os._exit(refusal.code)
 
 
 def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
@@ -151,11 +160,17 @@ def _refusal(error: Exception, attempt: Attempt) -> Refusal:
             return cause
         if isinstance(cause, RunDirError):
             return refusal_of(cause)
+    reason = f"{type(causes[-1]).__name__}: {' '.join(str(causes[-1]).split())[:500]}"
+    return _unless_fenced(attempt, Refusal(FAILED, reason))
+
+
+def _unless_fenced(attempt: Attempt, refusal: Refusal) -> Refusal:
+    """Whatever went wrong: where a later attempt goes on with the run, that is the reason."""
     try:
-        attempt.require_unfenced()  # whatever went wrong, a later attempt goes on with the run
+        attempt.require_unfenced()
     except RunDirError as fenced:
         return refusal_of(fenced)
-    return Refusal(FAILED, f"{type(causes[-1]).__name__}: {' '.join(str(causes[-1]).split())[:500]}")
+    return refusal
 
 
 def _causes(error: BaseException) -> list[BaseException]:

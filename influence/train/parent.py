@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from influence.rundir import (
     Attempt,
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         total_steps = _total_steps(run)
         missing = missing_steps(paths, total_steps)
         if not missing:
-            print(f"{paths.name}: all {total_steps} steps are committed, nothing to do")  # noqa: T201
+            _say(f"{paths.name}: all {total_steps} steps are committed, nothing to do", sys.stdout)
             return TrainerExit.OK
         return _attempt(paths, run, missing)
     except RunDirError as error:
@@ -197,9 +198,18 @@ def _record_end(attempt: Attempt, code: int, reason: str) -> None:
     try:
         attempt.finish(code, reason)
     except RunDirError as error:
-        print(f"influence.train: the end could not be recorded: {error}", file=sys.stderr)  # noqa: T201
+        _say(f"influence.train: the end could not be recorded: {error}", sys.stderr)
 
 
 def _say_no(refusal: Refusal) -> int:
-    print(f"influence.train: {refusal.reason}", file=sys.stderr)  # noqa: T201
+    _say(f"influence.train: {refusal.reason}", sys.stderr)
     return refusal.code
+
+
+def _say(line: str, stream: TextIO | None) -> None:
+    """A line for whoever listens: a full disk or a closed stream must not change what we exit with."""
+    if stream is None:  # closed before we began
+        return
+    # Past the stream's buffer, which Python flushes at the end, and exits with 120 where it cannot.
+    with suppress(OSError, ValueError):
+        os.write(stream.fileno(), f"{line}\n".encode(errors="backslashreplace"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,7 +117,9 @@ def altered(document: dict[str, object], **changes: object) -> dict[str, object]
         ({"spec": {"preset": "other"}}, "one was altered"),
         ({"spec_hash": "sha256:0"}, "one was altered"),
         ({"spec": []}, "spec is []"),
-        ({"spec": {"x": "\ud800"}}, "none that could have been written"),
+        ({"spec": {"x": "\ud800"}}, "could not have been written"),
+        ({"provenance": {"user": "\ud800"}}, "could not have been written"),
+        ({"wandb": {"\ud800": 1}}, "could not have been written"),
         ({"run": 3}, "run is 3"),
         ({"wandb": ...}, "wandb is missing"),
         ({"provenance": None}, "provenance is None"),
@@ -130,6 +133,32 @@ def test_a_run_json_that_was_altered_is_named(
     with pytest.raises(CorruptError) as error:
         read_run(paths)
     assert words in error.value.reason and error.value.path == paths.run_json
+
+
+def test_a_spec_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    paths = RunPaths.of(tmp_path, RUN)
+    with pytest.raises(ValueError, match=r"run\.json: half of a surrogate pair") as error:
+        create_run(paths, RunSpec.new(RUN, SPEC, provenance={"user": "a\udcff"}))
+    assert "user" in str(error.value) and not isinstance(error.value, UnicodeError)
+    assert list(paths.root_dir.iterdir()) == []
+
+
+def test_a_copy_of_a_run_under_another_name_is_no_run(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RunPaths.of(paths.root_dir.parent, "infl-copy")
+    shutil.copytree(paths.root_dir, copy.root_dir)
+    before = tree(copy.root_dir)
+    for use in (lambda: read_run(copy), lambda: create_run(copy, RunSpec.new("infl-copy", SPEC))):
+        with pytest.raises(CorruptError) as error:
+            use()
+        assert f"is of the run '{RUN}', but lies in 'infl-copy'" in error.value.reason
+        assert "name back" in error.value.next_step
+    assert tree(copy.root_dir) == before
+    monkeypatch.chdir(paths.root_dir)
+    link = paths.root_dir.parent / "latest"
+    link.symlink_to(paths.root_dir)
+    assert read_run(RunPaths(Path())) == read_run(RunPaths(link)) == read_run(paths)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"run"'])

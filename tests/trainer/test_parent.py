@@ -71,6 +71,38 @@ def test_a_finished_run_exits_0_and_imports_nothing_heavy(
     assert not modules & {"torch", "numpy", "verl", "ray", "transformers", "yaml"}
 
 
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", ">&- 2>&- <&-", "2>/dev/full"])
+def test_the_exit_code_does_not_depend_on_who_listens(
+    make_run: Callable[..., RunPaths], tiny_spec: Spec, redirection: str
+) -> None:
+    paths = make_run(tiny_spec)
+    commit(paths, 1, 2)
+    tiny_spec["hardware"]["cpus"] = 4096  # an attempt that preflight ends
+    refused = make_run(tiny_spec, "infl-refused-0001")
+    absent = RunPaths.of(paths.root_dir.parent, "infl-absent-0001")
+    for run_dir, code in ((paths.root_dir, 0), (refused.root_dir, 78), (absent.root_dir, 65)):
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" -m influence.train --run-dir "$1" {redirection}', sys.executable, run_dir],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+    assert "hardware.cpus is 4096" in refused.log(1).read_text()
+
+
+def test_a_document_with_half_a_surrogate_pair_is_refused(tmp_path: Path, tiny_spec: Spec) -> None:
+    document = run_document("infl-pod-0001", tiny_spec).to_dict()
+    document["provenance"] = {"user": "\ud800"}
+    done = train(tmp_path / "infl-pod-0001", INFL_RUN_JSON=json.dumps(document))
+    assert done.returncode == 65
+    (line,) = own_lines(done)
+    assert "could not have been written" in line
+    assert not (tmp_path / "infl-pod-0001").exists()
+
+
 def test_what_stops_the_trainer_costs_no_torch_and_is_recorded(
     make_run: Callable[..., RunPaths], tiny_spec: Spec
 ) -> None:
