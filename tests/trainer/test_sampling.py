@@ -24,13 +24,15 @@ def test_temperature_scales_logits(logits_V: torch.Tensor, temperature: float) -
 
 @given(logits, st.floats(0.05, 0.95))
 @example(torch.tensor([0.0, -20.0, 0.0]), 0.9)  # takes both of the likely ones
+@example(torch.tensor([0.0] * 7 + [5.960464477539063e-08]), 0.5)  # eight that differ by rounding
 @settings(max_examples=50)
 def test_top_p_keeps_the_smallest_set_that_reaches_it(logits_V: torch.Tensor, top_p: float) -> None:
     probs = torch.softmax(logits_V.float(), 0)
     kept = token_log_probs(logits_V, SamplingSettings(top_p=top_p)).isfinite()
     assert probs[kept].sum() >= top_p - 1e-5
     # Every kept token is at least as likely as every other one, and without the least likely it is too few.
-    assert not (~kept).any() or probs[kept].min() >= probs[~kept].max()
+    # Probabilities that differ by rounding only may stand in either order.
+    assert not (~kept).any() or probs[kept].min() >= probs[~kept].max() - 1e-6
     assert probs[kept].sum() - probs[kept].min() < top_p + 1e-5
     assert token_log_probs(logits_V, SamplingSettings(top_p=top_p)).exp().sum() == pytest.approx(1, abs=1e-5)
 
