@@ -257,4 +257,6 @@ def test_an_index_that_cannot_be_written_does_not_fail_the_collect(home: Home, r
     done = home.launcher("collect", "--run", RUN)
     assert done.returncode == 0
     assert "index" in done.stderr
+    assert home.launcher("results", "list").returncode == 2
+    (home.path / "index.sqlite").rmdir()
     assert home.launcher("results", "list").stdout.count(RUN) == 3  # with its link
