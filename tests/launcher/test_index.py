@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from influence.rundir import RunPaths
 from launcher.collect import collect
 from launcher.database import default_path
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import UsageError
 from launcher.index import Index
 from tests.launcher.synthetic_run import RUN, TIMINGS, SyntheticRun, step_arrays
 
