@@ -229,9 +229,7 @@ def _execute(path: Path, statement: str) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize(
-    "damage", [_cut, _overwritten_page, _other_version, _table_gone, _table_changed]
-)
+@pytest.mark.parametrize("damage", [_cut, _overwritten_page, _other_version, _table_gone, _table_changed])
 def test_a_damaged_index_is_made_anew_with_a_word(
     tmp_path: Path, results: Path, path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -331,9 +329,7 @@ def test_where_no_file_can_be_kept_memory_serves(tmp_path: Path, results: Path) 
     assert "INFL_INDEX" in words[0]
 
 
-def test_on_a_full_disk_memory_serves_with_what_was_stored(
-    tmp_path: Path, results: Path, path: Path
-) -> None:
+def test_on_a_full_disk_memory_serves_with_what_was_stored(tmp_path: Path, results: Path, path: Path) -> None:
     collected(tmp_path, results)
     with Index(path) as index:
         index.refresh(results)

@@ -271,7 +271,7 @@ def test_refusal_names_the_overlay_and_the_backend_that_would_work(local_run: Lo
     local_run.spec["hardware"] |= {"device": "cuda"}
     local_run.spec["overlays"] = []
     with pytest.raises(BackendError) as caught:
-        require_room(backend, local_run.run, ["--preset", "smoke", "--set", "a.b=c d"])
+        require_room(backend, local_run.root, local_run.run, ["--preset", "smoke", "--set", "a.b=c d"])
     assert caught.value.why == "it needs 8 GPUs; this machine has none"
     assert caught.value.next_step is not None
     assert "launcher submit --preset smoke --set 'a.b=c d' --overlay tiny-cpu" in caught.value.next_step
@@ -280,7 +280,12 @@ def test_refusal_names_the_overlay_and_the_backend_that_would_work(local_run: Lo
 
 def test_refusal_does_not_suggest_the_overlay_that_is_there(local_run: LocalRun) -> None:
     with pytest.raises(BackendError) as caught:
-        require_room(Small(local_run.root), local_run.run, ["--preset", "smoke", "--overlay", "tiny-cpu"])
+        require_room(
+            Small(local_run.root),
+            local_run.root,
+            local_run.run,
+            ["--preset", "smoke", "--overlay", "tiny-cpu"],
+        )
     assert caught.value.next_step is not None
     assert "launcher submit" not in caught.value.next_step
 
@@ -374,21 +379,27 @@ def test_real_runs_execute_the_trainer() -> None:
     [
         (
             ["launcher", "submit", "--preset", "smoke", "--follow", "--suffix", "x", "--root", "my runs"],
-            "launcher submit --preset smoke --root 'my runs' --name infl-fake-0221",
+            "launcher submit --preset smoke --name infl-fake-0221",
         ),
         (
             ["launcher", "submit", "--preset=smoke", "--name=a", "-o", "json", "--dry-run"],
             "launcher submit --preset=smoke --name infl-fake-0221",
+        ),
+        (
+            ["launcher", "--debug", "submit", "--preset", "a.yaml", "--set", "a=1", "-ojson", "--root=x"],
+            "launcher submit --preset a.yaml --set a=1 --name infl-fake-0221",
         ),
         ([], "launcher submit --preset smoke --overlay tiny-cpu --name infl-fake-0221"),
         (["python", "demo.py"], "launcher submit --preset smoke --overlay tiny-cpu --name infl-fake-0221"),
     ],
 )
 def test_the_command_to_go_on_with_names_the_run(
-    local_run: LocalRun, command: list[str], expected: str
+    local_run: LocalRun, command: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunSpec.new(local_run.name, local_run.spec, provenance={"command": command})
-    assert submit_command(run) == expected
+    assert submit_command(run, Path("my runs")) == f"{expected} --root 'my runs'"
+    monkeypatch.setenv("INFL_ROOT", str(Path("my runs").absolute()))
+    assert submit_command(run, Path("my runs")) == expected
 
 
 def test_relative_python_paths_become_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
