@@ -47,6 +47,12 @@ def run_dir_errors() -> Iterator[None]:
         place = "" if error.path is None else f"{error.path}: "
         kind = next((ours for theirs, ours in _ERRORS if isinstance(error, theirs)), LauncherError)
         raise kind(f"{place}{error.reason}", next_step=error.next_step) from error
+    except OSError as error:
+        if error.filename is None:  # a pipe, or the current directory: not the run's
+            raise
+        raise BackendError(
+            f"{error.filename}: {error.strerror}", next_step="check the permissions and the filesystem"
+        ) from error
 
 
 class Action(StrEnum):

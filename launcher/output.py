@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -38,8 +39,12 @@ def emit(ctx_format: str, document: Any, plain: Callable[[], Sequence[str]]) -> 
 
 
 def note(line: str) -> None:
-    """A line beside the result: progress in words, a warning, a hint. Goes to standard error."""
-    click.echo(printable(line), err=True)
+    """A line beside the result: progress in words, a warning, a hint. Goes to standard error.
+
+    Where standard error cannot be written, the work goes on, and the exit code still says how it ended.
+    """
+    with suppress(OSError):
+        click.echo(printable(line), err=True)
 
 
 def stderr_is_terminal() -> bool:
