@@ -92,6 +92,13 @@ def _collect(root: Path, run: str, results_dir: Path, progress: Progress, all_co
                 f"--results {results_dir} and --root {root} are the same folder",
                 next_step="choose another folder for the collected copies",
             )
+        if results_dir.resolve() == root.resolve() or results_dir.resolve().is_relative_to(
+            source.root_dir.resolve()
+        ):
+            raise UsageError(
+                f"--results {results_dir} would put copies among what is collected from --root {root}",
+                next_step="choose another folder for the collected copies",
+            )
         return collect(source, results_dir, progress, all_commits=all_commits)
     except NotARunError:
         raise _not_found(root, run, results_dir) from None
