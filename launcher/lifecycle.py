@@ -92,7 +92,7 @@ def plan_submit(backend: Backend, root: Path, run: RunSpec) -> Plan:
     """Adopt or refuse.
 
     Raises:
-        ConflictError: another spec has this name; ``why`` lists what differs.
+        ConflictError: another spec has this name; ``why`` lists what differs. Or the run is being stopped.
         UsageError, SpecError, IncompleteError, BackendError: what lies there is no run that can be adopted.
     """
     with run_dir_errors():
@@ -110,6 +110,12 @@ def plan_submit(backend: Backend, root: Path, run: RunSpec) -> Plan:
             f"run '{run.run}' exists with the same spec, but its state is unknown",
             why=status.reason,
             next_step=suggest("status", run.run, root=root),
+        )
+    if status.state is State.TERMINATING:
+        raise ConflictError(
+            f"run '{run.run}' exists with the same spec and is being stopped; nothing was started",
+            why=status.reason,
+            next_step=f"submit again when it has ended: {suggest('status', run.run, '--wait', root=root)}",
         )
     if status.state is State.SUCCEEDED:
         action = Action.COMPLETE
