@@ -33,6 +33,8 @@ def command(run: str, timeout_s: float | None, root: Path, output_format: str) -
     before = run_status(backend, root, run)
     if before.state is State.UNKNOWN and before.settled:
         raise BackendError(f"run '{run}' cannot be cancelled: {before.reason}")
+    if before.state is State.UNKNOWN:
+        note(f"{run}: {before.reason}; the request is left in {before.run_dir} for it, and its end awaited")
     try:
         with run_dir_errors():
             backend.cancel(run, timeout_s=timeout_s)
