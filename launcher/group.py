@@ -152,8 +152,9 @@ def _print_error(error: LauncherError, wants_json: bool) -> None:
             return
         except OSError:
             pass  # standard output may be what failed
-    note(f"error: {error.what}")
-    if error.why:
-        note(f"  why:  {error.why}")
-    if error.next_step:
-        note(f"  next: {error.next_step}")
+    for label, text in (("error: ", error.what), ("  why:  ", error.why), ("  next: ", error.next_step)):
+        if text:
+            first, *others = text.split("\n")
+            note(f"{label}{first}")
+            for line in others:  # set in, so that none can pose as the next part
+                note(line if line.startswith(" " * len(label)) else " " * len(label) + line)

@@ -11,7 +11,7 @@ from launcher.backends import Backend, open_backend
 from launcher.commands.options import output_option, root_option
 from launcher.errors import ExitCode, UsageError
 from launcher.lifecycle import run_status, run_statuses
-from launcher.output import emit, note, printable, table
+from launcher.output import emit, note, one_line, table
 from launcher.places import suggest
 from launcher.progress import age, follow, live_lines, progress_parts, wandb_line
 from launcher.states import RunStatus
@@ -85,7 +85,7 @@ def _watch_all(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with live_lines() as show:
         while True:
-            show([printable(line) for line in table_lines(statuses)])
+            show([one_line(line) for line in table_lines(statuses)])
             late = deadline is not None and time.monotonic() >= deadline
             if late or all(status.settled for status in statuses):
                 return statuses

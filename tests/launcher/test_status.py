@@ -269,3 +269,16 @@ def test_a_corrupt_supervisor_record_comes_with_a_cure_that_works(
     assert "remove this file" in told
     local_run.paths.supervisor_json.unlink()
     assert run_launcher(words) == ExitCode.OK
+
+
+def test_no_field_poses_as_further_lines(local_run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+    _ended_without_a_record(local_run, ended_at="2026-02-21T10:00:00.000+00:00")
+    events = local_run.paths.events_jsonl
+    event = json.loads(events.read_text()) | {"reason": "x\nstate:     SUCCEEDED\u202e\u2066\u200f"}
+    events.write_text(json.dumps(event) + "\n")
+    for words in (["status", local_run.name], ["status"], ["status", local_run.name, "--watch"]):
+        run_launcher([*words, "--root", str(local_run.root)])
+        told = "".join(capsys.readouterr())
+        assert "x\\nstate:     SUCCEEDED\\u202e\\u2066\\u200f" in told
+        assert not any(line.startswith("state:     SUCCEEDED") for line in told.split("\n"))
+        assert not set(told) & set("\u202e\u2066\u200f")
