@@ -6,8 +6,10 @@ needs none of it. ``launcher.group`` holds the click group and prints the same t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from launcher import __version__
 
@@ -48,11 +50,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the documented code (``launcher.errors.ExitCode``)."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
-        sys.stdout.write(OVERVIEW)
-        sys.exit(0)
-    if args[0] == "--version":
-        sys.stdout.write(f"launcher, version {__version__}\n")
-        sys.exit(0)
-    from launcher.group import run
+        code = _print(OVERVIEW)
+    elif args[0] == "--version":
+        code = _print(f"launcher, version {__version__}\n")
+    else:
+        from launcher.group import run
 
-    sys.exit(run(args))
+        code = run(args)
+    _settle_streams()
+    sys.exit(code)
+
+
+def _print(text: str) -> int:
+    """Write the answer; a reader that went away, or that never was (``>&-``), is no failure."""
+    if sys.stdout is None:
+        return 0
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if sys.stderr is not None:
+            with suppress(OSError):
+                sys.stderr.write(f"error: {error.strerror}\n")
+        return 1
+    return 0
+
+
+def _settle_streams() -> None:
+    """What cannot be written was told already; Python's own flush at the exit must not add a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

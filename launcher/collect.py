@@ -29,6 +29,7 @@ from launcher.copying import Advance, Fingerprint, MismatchError, copy_file, fin
 from launcher.errors import ConflictError
 from launcher.ledger import Ledger, Progress
 from launcher.manifest import FileEntry, Manifest, Problem, ScoreFacts, write_manifest
+from launcher.places import suggest
 from launcher.strays import find_strays
 
 
@@ -100,10 +101,11 @@ def _require_same_run(source: RunPaths, run_spec: RunSpec, target: RunPaths) -> 
     if collected.spec_hash == run_spec.spec_hash:
         times = [spec.provenance.get("created_at") for spec in (collected, run_spec)]
         why = f"it has the same settings and was submitted at {times[0]}, this run at {times[1]}"
+    again = suggest("collect", "--run", source.name, "--results", "OTHER_FOLDER", root=source.root_dir.parent)
     raise ConflictError(
         f"{target.root_dir} holds another run of this name",
         why=why,
-        next_step=f"move it away, or: launcher collect --run {source.name} --results OTHER_FOLDER",
+        next_step=f"move it away, or: {again}",
     )
 
 

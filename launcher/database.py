@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,13 @@ APPLICATION_ID = 0x494E464C
 
 _BUSY_TIMEOUT_S = 60.0
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT}
-_CANNOT_KEEP = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+_CANNOT_KEEP = {
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+}  # fmt: skip
+# The first bytes of every SQLite file, and where its header holds the application id (4 bytes, big-endian).
+_MAGIC = b"SQLite format 3\0"
+_APPLICATION_ID_AT = 68
 
 T = TypeVar("T")
 
@@ -37,7 +44,8 @@ def default_path() -> Path:
 class Database:
     """One process's connection.
 
-    Where the file cannot be kept (a read-only home), a database in memory serves this process instead.
+    Where the file cannot be kept (a read-only home, a full disk), a database in memory serves this process
+    instead. Only an empty file and one whose header says that it is ours are ever written or replaced.
 
     Args:
         path: the file; folders above it are made.
@@ -45,7 +53,7 @@ class Database:
         tell: told in words when the file had to be made anew, or cannot be kept.
 
     Raises:
-        UsageError: the file is a database of something else. From every method,
+        UsageError: what lies there is something else. From every method,
         LauncherError: SQLite fails for a reason that a new file would not cure.
     """
 
@@ -76,10 +84,13 @@ class Database:
             try:
                 return work(self._connection)
             except sqlite3.DatabaseError as error:
-                if _code(error) not in _DAMAGE:
+                if _code(error) in _CANNOT_KEEP:
+                    self._go_on_in_memory(str(error))
+                elif _code(error) in _DAMAGE:
+                    self._connection.close()
+                    self._connection = self._open(damage=str(error))
+                else:
                     raise
-                self._connection.close()
-                self._connection = self._open(damage=str(error))
                 return work(self._connection)
         except sqlite3.Error as error:
             raise self._failure(error) from None
@@ -87,6 +98,7 @@ class Database:
     def _open(self, damage: str | None = None) -> sqlite3.Connection:
         """Connect to a usable file; one process at a time, so that a new one is made once."""
         try:
+            self._require_ours()  # first of all: beside somebody else's file not even a lock is left
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(self.path.with_name(self.path.name + ".lock")):
                 try:
@@ -103,6 +115,25 @@ class Database:
         except OSError as error:
             return self._in_memory(error.strerror or str(error))
 
+    def _require_ours(self) -> None:
+        """Refuse whatever is there and neither empty nor, by its header, an index of the launcher."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return
+        if stat.S_ISREG(found.st_mode):
+            with self.path.open("rb") as stream:
+                header = stream.read(_APPLICATION_ID_AT + 4)
+            if not header:
+                return
+            ours = APPLICATION_ID.to_bytes(4, "big")
+            if header.startswith(_MAGIC) and header[_APPLICATION_ID_AT:] == ours:
+                return
+        raise UsageError(
+            f"{self.path} is not an index of the launcher; it was left as it is",
+            next_step="set INFL_INDEX to another path, or move away what is there",
+        )
+
     def _connect_checked(self, thorough: bool = False) -> sqlite3.Connection:
         """Connect; make the tables in a new file, raise SQLITE_CORRUPT's like for another version's."""
         connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
@@ -112,15 +143,9 @@ class Database:
                 if result != "ok":
                     raise _DamagedError(result)
             tables = connection.execute("SELECT sql FROM sqlite_schema WHERE type = 'table'").fetchall()
-            ((application,),) = connection.execute("PRAGMA application_id").fetchall()
             ((version,),) = connection.execute("PRAGMA user_version").fetchall()
             if not tables:
                 self._make_tables(connection)
-            elif application != APPLICATION_ID:
-                raise UsageError(
-                    f"{self.path} is a database, and not an index of the launcher",
-                    next_step="set INFL_INDEX to another path",
-                )
             elif version != SCHEMA_VERSION:
                 raise _DamagedError(f"schema version {version}, this is version {SCHEMA_VERSION}")
             elif sorted(sql for (sql,) in tables) != sorted(self._schema):
@@ -141,6 +166,7 @@ class Database:
 
     def _set_aside(self, reason: str) -> None:
         """Move the unusable file away instead of deleting it: it might have been somebody's, misnamed."""
+        self._require_ours()
         aside = self.path.with_name(self.path.name + ".damaged")
         self.path.replace(aside)
         for suffix in ("-wal", "-shm"):
@@ -149,6 +175,17 @@ class Database:
         self._tell(
             f"the index {self.path} could not be used ({reason}) and is made anew; the old one: {aside}"
         )
+
+    def _go_on_in_memory(self, reason: str) -> None:
+        """With what is stored so far: the work at hand may only add to it."""
+        stored, self._connection = self._connection, self._in_memory(reason)
+        with suppress(sqlite3.Error), closing(stored), _transaction(self._connection):
+            names = stored.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+            for (name,) in names:
+                rows = stored.execute(f"SELECT * FROM {name}").fetchall()  # noqa: S608 - our own names
+                if rows:
+                    marks = ", ".join("?" * len(rows[0]))
+                    self._connection.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)  # noqa: S608
 
     def _in_memory(self, reason: str) -> sqlite3.Connection:
         self._tell(f"the index {self.path} cannot be kept ({reason}); set INFL_INDEX to a path that can")
@@ -160,7 +197,7 @@ class Database:
         return LauncherError(
             f"the index {self.path} failed",
             why=str(error),
-            next_step="free space or choose another path with INFL_INDEX; collected results are not affected",
+            next_step="choose another path with INFL_INDEX; collected results are not affected",
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -94,9 +95,9 @@ def run(args: list[str]) -> int:
     except OSError as error:
         if debug:
             _print_traceback()
-        where = f"{error.filename}: " if error.filename else ""
-        _print_error(LauncherError(f"{where}{error.strerror or error}"), wants_json)
-        return int(ExitCode.INTERNAL)
+        told = _as_launcher_error(error)
+        _print_error(told, wants_json)
+        return int(told.exit_code)
     except Exception as error:  # the last resort: a bug, told as one
         if debug:
             _print_traceback()
@@ -110,6 +111,15 @@ def run(args: list[str]) -> int:
         )
         return int(ExitCode.INTERNAL)
     return int(result) if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _as_launcher_error(error: OSError) -> LauncherError:
+    try:
+        os.getcwd()  # noqa: PTH109 - the question is whether this fails
+    except FileNotFoundError:
+        return UsageError("the current directory no longer exists", next_step="cd to one that does")
+    where = f"{error.filename}: " if error.filename else ""
+    return LauncherError(f"{where}{error.strerror or error}")
 
 
 def _help_for(error: click.ClickException, args: Sequence[str]) -> str:
@@ -134,13 +144,17 @@ def _wants_json(args: Sequence[str]) -> bool:
 
 
 def _print_error(error: LauncherError, wants_json: bool) -> None:
-    from launcher.output import printable
+    from launcher.output import note
 
     if wants_json:
-        click.echo(json.dumps(error.as_dict(), indent=2, sort_keys=True))
-        return
-    click.echo(printable(f"error: {error.what}"), err=True)
-    if error.why:
-        click.echo(printable(f"  why:  {error.why}"), err=True)
-    if error.next_step:
-        click.echo(printable(f"  next: {error.next_step}"), err=True)
+        try:
+            click.echo(json.dumps(error.as_dict(), indent=2, sort_keys=True))
+            return
+        except OSError:
+            pass  # standard output may be what failed
+    for label, text in (("error: ", error.what), ("  why:  ", error.why), ("  next: ", error.next_step)):
+        if text:
+            first, *others = text.split("\n")
+            note(f"{label}{first}")
+            for line in others:  # set in, so that none can pose as the next part
+                note(line if line.startswith(" " * len(label)) else " " * len(label) + line)

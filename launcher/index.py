@@ -65,8 +65,8 @@ class Index:
         tell: told in words when the index had to be made anew, or cannot be kept.
 
     Raises:
-        UsageError: the file is a database of something else.
-        LauncherError: SQLite fails for a reason that a new index would not cure (disk full, locked for long).
+        UsageError: what lies there is no index of the launcher.
+        LauncherError: SQLite fails for a reason that a new index would not cure (locked for long).
     """
 
     def __init__(self, path: Path | None = None, tell: Callable[[str], None] = lambda _: None) -> None:

@@ -5,7 +5,6 @@ Works with any backend; what a backend's and a run directory's facts mean togeth
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from launcher.errors import (
     SpecError,
     UsageError,
 )
+from launcher.places import suggest
 from launcher.states import Phase, RunFacts, RunStatus, State, derive
 
 _ERRORS: tuple[tuple[type[RunDirError], type[LauncherError]], ...] = (
@@ -47,6 +47,12 @@ def run_dir_errors() -> Iterator[None]:
         place = "" if error.path is None else f"{error.path}: "
         kind = next((ours for theirs, ours in _ERRORS if isinstance(error, theirs)), LauncherError)
         raise kind(f"{place}{error.reason}", next_step=error.next_step) from error
+    except OSError as error:
+        if error.filename is None:  # a pipe, or the current directory: not the run's
+            raise
+        raise BackendError(
+            f"{error.filename}: {error.strerror}", next_step="check the permissions and the filesystem"
+        ) from error
 
 
 class Action(StrEnum):
@@ -86,7 +92,7 @@ def plan_submit(backend: Backend, root: Path, run: RunSpec) -> Plan:
     """Adopt or refuse.
 
     Raises:
-        ConflictError: another spec has this name; ``why`` lists what differs.
+        ConflictError: another spec has this name; ``why`` lists what differs. Or the run is being stopped.
         UsageError, SpecError, IncompleteError, BackendError: what lies there is no run that can be adopted.
     """
     with run_dir_errors():
@@ -103,7 +109,13 @@ def plan_submit(backend: Backend, root: Path, run: RunSpec) -> Plan:
         raise BackendError(
             f"run '{run.run}' exists with the same spec, but its state is unknown",
             why=status.reason,
-            next_step=f"launcher status {run.run}",
+            next_step=suggest("status", run.run, root=root),
+        )
+    if status.state is State.TERMINATING:
+        raise ConflictError(
+            f"run '{run.run}' exists with the same spec and is being stopped; nothing was started",
+            why=status.reason,
+            next_step=f"submit again when it has ended: {suggest('status', run.run, '--wait', root=root)}",
         )
     if status.state is State.SUCCEEDED:
         action = Action.COMPLETE
@@ -131,7 +143,7 @@ def carry_out(backend: Backend, plan: Plan) -> bool:
         return backend.submit(plan.paths, plan.run)
 
 
-def require_room(backend: Backend, run: RunSpec, request: Sequence[str]) -> None:
+def require_room(backend: Backend, root: Path, run: RunSpec, request: Sequence[str]) -> None:
     """Refuse a run that the backend's machines cannot execute, before anything is changed.
 
     Args:
@@ -143,9 +155,8 @@ def require_room(backend: Backend, run: RunSpec, request: Sequence[str]) -> None
     refusal = backend.refusal(run)
     if refusal is None:
         return
-    options = shlex.join(request)
-    elsewhere = f"launcher render {options} --backend kubernetes"
-    on_a_cpu = f"launcher submit {options} --overlay tiny-cpu"
+    elsewhere = suggest("render", *request, "--backend", "kubernetes")
+    on_a_cpu = suggest("submit", *request, "--overlay", "tiny-cpu", root=root)
     fits = refusal.device == "cuda" and "tiny-cpu" not in run.spec["overlays"]
     raise BackendError(
         f"preset '{run.spec['preset']}' cannot run on the backend '{backend.name}'",
@@ -167,9 +178,8 @@ def run_status(backend: Backend, root: Path, run: str) -> RunStatus:
         paths = RunPaths.of(root, run)
     facts = backend.get(run)
     if not paths.root_dir.is_dir():
-        raise NotFoundError(
-            f"no run '{run}' in {root}", next_step="launcher status (lists the runs there are)"
-        )
+        listing = suggest("status", root=root)
+        raise NotFoundError(f"no run '{run}' in {root}", next_step=f"{listing} (lists the runs there are)")
     return derive(facts, read_facts(paths), now_s=time.time())
 
 
@@ -220,16 +230,21 @@ def read_facts(paths: RunPaths) -> RunFacts:
             backoff_limit=int(spec["retry"]["backoff_limit"]),
             wandb_url=wandb.get("url"),
             wandb_mode=wandb.get("mode"),
-            submit_command=submit_command(run),
+            submit_command=submit_command(run, paths.root_dir.parent),
+            root=paths.root_dir.parent,
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"run.json lacks what a run has ({type(error).__name__}: {error})"
         return RunFacts(run=paths.name, run_dir=str(paths.root_dir), unreadable=reason)
 
 
-def submit_command(run: RunSpec) -> str:
-    """The command that submits this spec again under this name, from where it was first submitted."""
-    words = list(run.provenance.get("command", ()))
+def submit_command(run: RunSpec, root: Path) -> str:
+    """The command that submits this spec again under this name, from where it was first submitted.
+
+    Args:
+        root: the folder that holds the run now.
+    """
+    words = [word for word in run.provenance.get("command", ()) if word != "--debug"]
     if words[:2] != ["launcher", "submit"]:
         words = ["launcher", "submit", "--preset", run.spec["preset"]]
         words += [word for overlay in run.spec["overlays"] for word in ("--overlay", overlay)]
@@ -238,13 +253,13 @@ def submit_command(run: RunSpec) -> str:
     for word in words:
         if skip:
             skip = False
-        elif word in ("--name", "--suffix", "--output", "-o"):
+        elif word in ("--name", "--suffix", "--root", "--output", "-o"):
             skip = True
         elif word not in ("--follow", "--dry-run") and not word.startswith(
-            ("--name=", "--suffix=", "--output=")
+            ("--name=", "--suffix=", "--root=", "--output=", "-o")
         ):
             kept.append(word)
-    return shlex.join([*kept, "--name", run.run])
+    return suggest(*kept[1:], "--name", run.run, root=root)
 
 
 def _refuse_foreign(paths: RunPaths) -> None:

@@ -9,17 +9,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
-# Control characters of a terminal: names and texts that come from files must not move the cursor.
-_CONTROL = {c: f"\\x{c:02x}" for c in [*range(0x20), *range(0x7F, 0xA0)] if c not in (0x09, 0x0A)}
+# Names and texts that come from files must not move the cursor, nor reverse the text around them.
+_DIRECTION_MARKS = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROL = {c: f"\\x{c:02x}" for c in [*range(0x20), *range(0x7F, 0xA0)] if c not in (0x09, 0x0A)} | {
+    c: f"\\u{c:04x}" for c in _DIRECTION_MARKS
+}
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters escaped (tab and newline stay)."""
+    """``text`` with control characters and marks of direction escaped (tab and newline stay)."""
     return text.translate(_CONTROL)
+
+
+def one_line(text: str) -> str:
+    """``text`` as `printable` gives it, with newlines escaped too: a field cannot pose as further lines."""
+    return printable(text).replace("\n", "\\n")
 
 
 def emit(ctx_format: str, document: Any, plain: Callable[[], Sequence[str]]) -> None:
@@ -34,12 +43,16 @@ def emit(ctx_format: str, document: Any, plain: Callable[[], Sequence[str]]) -> 
         click.echo(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
         return
     for line in plain():
-        click.echo(printable(line))
+        click.echo(one_line(line))
 
 
 def note(line: str) -> None:
-    """A line beside the result: progress in words, a warning, a hint. Goes to standard error."""
-    click.echo(printable(line), err=True)
+    """A line beside the result: progress in words, a warning, a hint. Goes to standard error.
+
+    Where standard error cannot be written, the work goes on, and the exit code still says how it ended.
+    """
+    with suppress(OSError):
+        click.echo(one_line(line), err=True)
 
 
 def stderr_is_terminal() -> bool:

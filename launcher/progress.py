@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from launcher.output import note, printable, stderr_is_terminal
+from launcher.output import note, one_line, stderr_is_terminal
 from launcher.states import RunStatus
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class _Bar:
             total=status.total_steps,
         )
         # As text: no markup in a log is obeyed.
-        last = Text(printable(log_line(status).strip()), style="dim", no_wrap=True, overflow="ellipsis")
+        last = Text(one_line(log_line(status).strip()), style="dim", no_wrap=True, overflow="ellipsis")
         self._live.update(Group(self._progress, last))
 
 
@@ -162,7 +162,7 @@ class _Lines:
         now = (status.state, status.attempt, status.steps_committed, status.total_steps)
         if now != self._shown:
             self._shown = now
-            self._write(printable(f"{time.strftime('%H:%M:%S')} {status.run} {progress_line(status)}"))
+            self._write(one_line(f"{time.strftime('%H:%M:%S')} {status.run} {progress_line(status)}"))
 
 
 def progress_line(status: RunStatus) -> str:

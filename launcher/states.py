@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from launcher.errors import ExitCode
+from launcher.places import suggest
 
 
 class State(StrEnum):
@@ -112,6 +114,8 @@ class RunFacts:
     wandb_mode: str | None = None
     submit_command: str | None = None
     """The command that submits the same spec again."""
+    root: Path | None = None
+    """The folder that holds the run directory, for the commands that are suggested."""
 
     @property
     def complete(self) -> bool:
@@ -226,9 +230,9 @@ def _next_command(state: State, backend: BackendFacts, run: RunFacts) -> str | N
     if state is State.UNKNOWN:
         return None
     if state is State.SUCCEEDED:
-        return f"launcher collect --run {run.run}"
+        return suggest("collect", "--run", run.run, root=run.root)
     if backend.phase is Phase.FAILED:
-        return f"launcher logs {run.run}"
+        return suggest("logs", run.run, root=run.root)
     if state in (State.FAILED, State.CANCELLED) or backend.phase is Phase.NEVER_STARTED:
         return run.submit_command
     return None

@@ -15,13 +15,13 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from influence.rundir import CorruptError, RunPaths
-from influence.rundir.clock import utc_now
+from influence.rundir.clock import parse_time, utc_now
 from influence.rundir.fields import Fields
 from influence.rundir.files import make_dir, read_json, remove_temporaries, write_json
 from launcher.backends.processes import ProcessId, boot_id
@@ -110,9 +110,40 @@ def read_supervisor(paths: RunPaths) -> SupervisorRecord | None:
         CorruptError: the file is not what a supervisor writes.
     """
     try:
-        document = read_json(paths.supervisor_json)
+        return _parsed(paths, read_json(paths.supervisor_json))
     except FileNotFoundError:
         return None
+    except CorruptError as error:
+        next_step = (
+            "see that no supervisor of it runs (pgrep -af "
+            f"'launcher.backends.supervisor.*{paths.name}'), remove this file, and repeat the command"
+        )
+        raise CorruptError(paths.supervisor_json, error.reason, next_step) from error
+
+
+def read_last_word(paths: RunPaths) -> SupervisorRecord | None:
+    """As `read_supervisor`, with the end that a supervisor could append to the history only.
+
+    A full disk lets small appends through where a file cannot be replaced any more.
+    """
+    record = read_supervisor(paths)
+    if record is None or record.outcome is not None or record.alive():
+        return record
+    with suppress(OSError):  # the history is a help, not the record
+        for event in reversed(read_events(paths)):
+            if event.get("event") != "run_ended":
+                continue
+            with suppress(KeyError, TypeError, ValueError):
+                if parse_time(event["at"]) < parse_time(record.started_at):
+                    break
+                return replace(
+                    record, phase=SupervisorPhase.ENDED, outcome=Outcome(event["outcome"]),
+                    reason=str(event["reason"]), ended_at=event["at"],
+                )  # fmt: skip
+    return record
+
+
+def _parsed(paths: RunPaths, document: Any) -> SupervisorRecord:
     read = Fields(document, paths.supervisor_json)
     try:
         outcome = read.text_or_none("outcome")

@@ -63,7 +63,7 @@ class LocalBackend:
     def submit(self, paths: RunPaths, run: RunSpec) -> bool:
         from launcher.backends.detach import Answer, start_supervisor
 
-        record = journal.read_supervisor(paths)
+        record = journal.read_last_word(paths)
         if record is not None and _elsewhere(record):
             raise BackendError(
                 f"run '{paths.name}' is supervised on another machine, {record.host}",
@@ -109,7 +109,7 @@ class LocalBackend:
         deadline = time.monotonic() + (grace_s + _CANCEL_SLACK_S if timeout_s is None else timeout_s)
         told = None
         while True:
-            record = journal.read_supervisor(paths)
+            record = journal.read_last_word(paths)
             if record is not None and _elsewhere(record):
                 pass  # it looks for requests by itself; here nobody can signal it
             elif record is not None and record.alive():
@@ -141,7 +141,7 @@ class LocalBackend:
             return True
 
     def _facts(self, paths: RunPaths) -> BackendFacts:
-        record = journal.read_supervisor(paths)
+        record = journal.read_last_word(paths)
         cancelled = journal.cancel_request(paths) is not None
         phase, reason = _phase(record, cancelled)
         return BackendFacts(

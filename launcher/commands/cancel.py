@@ -11,6 +11,7 @@ from launcher.commands.options import output_option, root_option
 from launcher.errors import BackendError, ExitCode
 from launcher.lifecycle import run_dir_errors, run_status
 from launcher.output import emit, note
+from launcher.places import suggest
 from launcher.states import State
 
 
@@ -32,18 +33,20 @@ def command(run: str, timeout_s: float | None, root: Path, output_format: str) -
     before = run_status(backend, root, run)
     if before.state is State.UNKNOWN and before.settled:
         raise BackendError(f"run '{run}' cannot be cancelled: {before.reason}")
+    if before.state is State.UNKNOWN:
+        note(f"{run}: {before.reason}; the request is left in {before.run_dir} for it, and its end awaited")
     try:
         with run_dir_errors():
             backend.cancel(run, timeout_s=timeout_s)
     except KeyboardInterrupt:
-        note(f"cancelling {run} goes on; `launcher status {run}` shows when it is done")
+        note(f"cancelling {run} goes on; `{suggest('status', run, root=root)}` shows when it is done")
         return int(ExitCode.INTERRUPTED)
     after = run_status(backend, root, run)
     if not after.state.terminal:
         raise BackendError(
             f"run '{run}' has not ended yet: {after.state} ({after.reason})",
             why="the request to cancel stands and is carried out as soon as possible",
-            next_step=f"launcher status {run} --wait",
+            next_step=suggest("status", run, "--wait", root=root),
         )
     changed = after.state is State.CANCELLED and before.state is not State.CANCELLED
 

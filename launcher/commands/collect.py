@@ -35,6 +35,7 @@ from launcher.index import Index
 from launcher.ledger import Progress
 from launcher.manifest import MANIFEST_NAME, FileEntry
 from launcher.output import emit, note, stderr_is_terminal
+from launcher.places import suggest
 from launcher.report import findings_table
 from launcher.tables import as_text, size
 
@@ -70,15 +71,16 @@ def command(run_name: str, all_commits: bool, root: Path, results_dir: Path, out
         "copied": [entry.file for entry in outcome.copied],
         "exit_code": int(exit_code),
     }
-    emit(output_format, document, lambda: _lines(outcome))
+    emit(output_format, document, lambda: _lines(outcome, results_dir))
     if not complete and output_format == "text":
         damaged = outcome.manifest.state == "damaged"
         first = (
             "restore or remove what is named above at the source"
             if damaged
-            else f"launcher status {run_name}"
+            else suggest("status", run_name, root=root)
         )
-        note(f"next: {first}; then again: launcher collect --run {run_name}")
+        again = suggest("collect", "--run", run_name, root=root, results=results_dir)
+        note(f"next: {first}; then again: {again}")
     return int(exit_code)
 
 
@@ -88,6 +90,13 @@ def _collect(root: Path, run: str, results_dir: Path, progress: Progress, all_co
         if source.root_dir.resolve() == (results_dir / run).resolve():
             raise UsageError(
                 f"--results {results_dir} and --root {root} are the same folder",
+                next_step="choose another folder for the collected copies",
+            )
+        if results_dir.resolve() == root.resolve() or results_dir.resolve().is_relative_to(
+            source.root_dir.resolve()
+        ):
+            raise UsageError(
+                f"--results {results_dir} would put copies among what is collected from --root {root}",
                 next_step="choose another folder for the collected copies",
             )
         return collect(source, results_dir, progress, all_commits=all_commits)
@@ -110,7 +119,8 @@ def _launcher_error(error: RunDirError, source_dir: Path, run: str) -> LauncherE
     return IncompleteError(
         f"{place}{error.reason}",
         why="what was copied and verified so far is kept",
-        next_step=f"free space there or choose another --results, then: launcher collect --run {run}",
+        next_step="free space there or choose another --results, then: "
+        + suggest("collect", "--run", run, root=source_dir),
     )
 
 
@@ -120,10 +130,12 @@ def _not_found(root: Path, run: str, results_dir: Path) -> NotFoundError:
         runs = [path.name for path in list_dir(root.resolve()) if (path / "run.json").is_file()]
     near = get_close_matches(run, runs, n=3)
     why = f"similar names there: {', '.join(near)}" if near else None
-    next_step = f"launcher collect --run {near[0]}" if near else "launcher status (lists the runs)"
+    next_step = f"{suggest('status', root=root)} (lists the runs)"
+    if near:
+        next_step = suggest("collect", "--run", near[0], root=root, results=results_dir)
     if (results_dir / run / MANIFEST_NAME).is_file():
         why = f"a copy that was collected before is in {results_dir}"
-        next_step = f"launcher results show {run}"
+        next_step = suggest("results", "show", run, results=results_dir)
     return NotFoundError(f"no run '{run}' in {root}", why=why, next_step=next_step)
 
 
@@ -136,7 +148,7 @@ def _index(results_dir: Path, run: str) -> None:
         note(f"not indexed: {error.what}{f' ({error.why})' if error.why else ''}")
 
 
-def _lines(outcome: Outcome) -> list[str]:
+def _lines(outcome: Outcome, results_dir: Path) -> list[str]:
     manifest = outcome.manifest
     num_steps = sum(entry.file in manifest.scores for entry in manifest.files)
     copied_bytes = sum(entry.num_bytes for entry in outcome.copied)
@@ -148,7 +160,7 @@ def _lines(outcome: Outcome) -> list[str]:
     table = findings_table(manifest)
     if table is not None:
         lines += ["", *as_text([table]), ""]
-    return [*lines, f"Its tables: launcher results show {manifest.run}"]
+    return [*lines, f"Its tables: {suggest('results', 'show', manifest.run, results=results_dir)}"]
 
 
 @contextmanager

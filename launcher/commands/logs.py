@@ -18,6 +18,7 @@ from launcher.commands.options import output_option, root_option
 from launcher.errors import ExitCode, NotFoundError
 from launcher.lifecycle import run_dir_errors, run_status
 from launcher.output import note, printable
+from launcher.places import suggest
 
 _POLL_S = 0.5
 # Colours and styles: harmless, but worth nothing once other sequences are escaped around them.
@@ -48,7 +49,7 @@ def command(run: str, attempt: int | None, follow: bool, root: Path, output_form
             raise NotFoundError(
                 f"run '{run}' has no log of attempt {attempt}",
                 why=f"there are {', '.join(map(str, attempts))}" if attempts else "no attempt has started",
-                next_step=f"launcher status {run}",
+                next_step=suggest("status", run, root=root),
             )
         if not attempts and not follow:
             note(f"no attempt of {run} has a log yet: {status.state} ({status.reason})")

@@ -13,6 +13,7 @@ from launcher.errors import ExitCode, LauncherError
 from launcher.evidence import read_collected
 from launcher.index import Index
 from launcher.output import emit, note
+from launcher.places import suggest
 from launcher.tables import Table, as_markdown, as_text
 
 
@@ -37,7 +38,8 @@ def list_command(every_folder: bool, results_dir: Path, output_format: str) -> i
         rows = index.runs(None if every_folder else results_dir)
     _tell(problems)
     if not rows and output_format == "text":
-        note(f"nothing collected in {results_dir}; `launcher collect --run RUN` does that")
+        again = suggest("collect", "--run", "RUN", results=results_dir)
+        note(f"nothing collected in {results_dir}; `{again}` does that")
         return int(ExitCode.OK)
     emit(output_format, [_document(row) for row in rows], lambda: as_text(_list_tables(rows)))
     return int(ExitCode.OK)

@@ -11,7 +11,8 @@ from launcher.backends import Backend, open_backend
 from launcher.commands.options import output_option, root_option
 from launcher.errors import ExitCode, UsageError
 from launcher.lifecycle import run_status, run_statuses
-from launcher.output import emit, note, printable, table
+from launcher.output import emit, note, one_line, table
+from launcher.places import suggest
 from launcher.progress import age, follow, live_lines, progress_parts, wandb_line
 from launcher.states import RunStatus
 
@@ -39,7 +40,8 @@ def command(
     """
     backend = open_backend("local", root)
     if wait and run is None:
-        raise UsageError("--wait needs a RUN to wait for", next_step="launcher status (lists the runs)")
+        listing = suggest("status", root=root)
+        raise UsageError("--wait needs a RUN to wait for", next_step=f"{listing} (lists the runs)")
     if timeout_s is not None and not (wait or watch):
         raise UsageError("--timeout goes with --wait or --watch")
     if run is None:
@@ -70,7 +72,7 @@ def _all_runs(
     if watch and output_format == "text":
         statuses = _watch_all(backend, root, statuses, timeout_s)
     if not statuses and output_format == "text":
-        note(f"no runs in {root}; `launcher submit --preset ... ` starts one")
+        note(f"no runs in {root}; `{suggest('submit', '--preset', 'NAME', root=root)}` starts one")
         return int(ExitCode.OK)
     emit(output_format, [status.to_dict() for status in statuses], lambda: table_lines(statuses))
     return int(ExitCode.OK)
@@ -83,7 +85,7 @@ def _watch_all(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with live_lines() as show:
         while True:
-            show([printable(line) for line in table_lines(statuses)])
+            show([one_line(line) for line in table_lines(statuses)])
             late = deadline is not None and time.monotonic() >= deadline
             if late or all(status.settled for status in statuses):
                 return statuses

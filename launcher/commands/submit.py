@@ -14,6 +14,7 @@ from launcher.commands.status import detail_lines
 from launcher.errors import ExitCode
 from launcher.lifecycle import Action, Plan, carry_out, plan_submit, require_room, run_status
 from launcher.output import emit, note
+from launcher.places import suggest
 from launcher.progress import LastLogLine, follow
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def command(
     run = request.resolve()
     plan = plan_submit(backend, root, run)
     if plan.action in (Action.CREATE, Action.RESTART):
-        require_room(backend, run, request_words(request))
+        require_room(backend, root, run, request_words(request))
     if dry_run:
-        emit(output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan))
+        emit(output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan, request))
         return int(ExitCode.OK)
     return submit(backend, root, plan, follow_run=follow_run, output_format=output_format)
 
@@ -62,7 +63,7 @@ def submit(backend: Backend, root: Path, plan: Plan, *, follow_run: bool, output
         return _follow(backend, root, run, output_format)
     status = run_status(backend, root, run)
     document = _plan_document(plan) | {"started": started, "status": status.to_dict()}
-    emit(output_format, document, lambda: _started_lines(plan, status, started=started))
+    emit(output_format, document, lambda: _started_lines(plan, status, root, started=started))
     return int(ExitCode.OK)
 
 
@@ -70,7 +71,8 @@ def _follow(backend: Backend, root: Path, run: str, output_format: str) -> int:
     try:
         status = follow(lambda: run_status(backend, root, run), LastLogLine(backend.read_log))
     except KeyboardInterrupt:
-        note(f"run {run} goes on; `launcher status {run} --watch` shows it, `launcher cancel {run}` stops it")
+        watch, stop = suggest("status", run, "--watch", root=root), suggest("cancel", run, root=root)
+        note(f"run {run} goes on; `{watch}` shows it, `{stop}` stops it")
         return int(ExitCode.INTERRUPTED)
     emit(output_format, status.to_dict(), lambda: detail_lines(status))
     return int(status.exit_code)
@@ -78,13 +80,19 @@ def _follow(backend: Backend, root: Path, run: str, output_format: str) -> int:
 
 def request_words(request: RunRequest) -> list[str]:
     """The options that make this request again."""
-    words = ["--preset", request.preset]
-    words += [word for overlay in request.overlays for word in ("--overlay", overlay)]
+    return ["--preset", request.preset, *_settings_words(request), *_name_words(request)]
+
+
+def _settings_words(request: RunRequest) -> list[str]:
+    words = [word for overlay in request.overlays for word in ("--overlay", overlay)]
     words += [word for setting in request.sets for word in ("--set", setting)]
     words += [word for folder in request.jobs_dirs for word in ("--jobs", str(folder))]
-    words += ["--name", request.name] if request.name else []
-    words += ["--suffix", request.suffix] if request.suffix else []
     return words
+
+
+def _name_words(request: RunRequest) -> list[str]:
+    words = ["--name", request.name] if request.name else []
+    return words + (["--suffix", request.suffix] if request.suffix else [])
 
 
 def _plan_document(plan: Plan) -> dict[str, object]:
@@ -98,19 +106,18 @@ def _plan_document(plan: Plan) -> dict[str, object]:
     }
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def _plan_lines(plan: Plan, request: RunRequest) -> list[str]:
     verb = "would start it" if plan.action in (Action.CREATE, Action.RESTART) else "would start nothing"
     return [
         f"{plan.sentence}; submit {verb}",
         f"directory: {plan.paths.root_dir}",
         f"spec hash: {plan.run.spec_hash}",
-        f"see the spec: launcher presets show {plan.run.spec['preset']}"
-        + "".join(f" --overlay {overlay}" for overlay in plan.run.spec["overlays"]),
+        f"see the spec: {suggest('presets', 'show', request.preset, *_settings_words(request))}",
         "dry run: nothing was changed",
     ]
 
 
-def _started_lines(plan: Plan, status: RunStatus, *, started: bool) -> list[str]:
+def _started_lines(plan: Plan, status: RunStatus, root: Path, *, started: bool) -> list[str]:
     lines = [plan.sentence]
     if started:
         lines.append("started; it goes on without this terminal")
@@ -121,6 +128,6 @@ def _started_lines(plan: Plan, status: RunStatus, *, started: bool) -> list[str]
         return [*lines, f"next:      {status.next_command}"]
     return [
         *lines,
-        f"watch:     launcher status {status.run} --watch",
-        f"stop:      launcher cancel {status.run}",
+        f"watch:     {suggest('status', status.run, '--watch', root=root)}",
+        f"stop:      {suggest('cancel', status.run, root=root)}",
     ]

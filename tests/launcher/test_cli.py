@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -244,6 +245,51 @@ def test_a_full_disk_is_no_bug() -> None:
         )  # fmt: skip
     assert done.returncode == ExitCode.INTERNAL
     assert done.stderr == "error: No space left on device\n"
+
+
+def shell(command: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """Runs a shell's line, in which ``$L`` is the launcher."""
+    environment = os.environ | {"L": f"{sys.executable} -m launcher", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=cwd, check=False, env=environment
+    )
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version", "presets list", "presets list -o json"])
+def test_nobody_who_reads_is_no_failure(flag: str) -> None:
+    for line in (f"$L {flag} >&-", f"set -o pipefail; $L {flag} | true"):
+        done = shell(line)
+        assert (done.returncode, done.stderr) == (0, ""), line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("flag", ["--help", "--version", "presets list -o json"])
+def test_an_answer_that_cannot_be_written_is_told_in_one_line(flag: str) -> None:
+    done = shell(f"$L {flag} >/dev/full")
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">/dev/full 2>&1", "-o json >/dev/full 2>&1"])
+def test_an_error_that_cannot_be_told_keeps_its_exit_code(where: str) -> None:
+    assert shell(f"$L status nope --root /nowhere {where}").returncode == ExitCode.RUN_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "presets list",
+        "submit --preset smoke --overlay tiny-cpu",
+        "collect --run infl-a --results r",
+        "status infl-a",
+        "results list",
+    ],
+)
+def test_a_current_directory_that_is_gone_is_named(words: str, tmp_path: Path) -> None:
+    index = tmp_path / "index.sqlite"
+    done = shell(f'mkdir d && cd d && rmdir "$PWD" && INFL_INDEX={index} $L {words}', cwd=tmp_path)
+    assert done.stderr == "error: the current directory no longer exists\n  next: cd to one that does\n"
+    assert done.returncode == ExitCode.USAGE
 
 
 def test_the_documented_exit_codes() -> None:

@@ -257,4 +257,16 @@ def test_an_index_that_cannot_be_written_does_not_fail_the_collect(home: Home, r
     done = home.launcher("collect", "--run", RUN)
     assert done.returncode == 0
     assert "index" in done.stderr
+    assert home.launcher("results", "list").returncode == 2
+    (home.path / "index.sqlite").rmdir()
     assert home.launcher("results", "list").stdout.count(RUN) == 3  # with its link
+
+
+@pytest.mark.parametrize("results", ["runs", f"runs/{RUN}", f"runs/{RUN}/results", "link/below"])
+def test_copies_do_not_go_among_the_source(home: Home, run: SyntheticRun, results: str) -> None:
+    (home.path / "link").symlink_to(run.paths.root_dir)
+    before = sorted(home.path.rglob("*"))
+    done = home.launcher("collect", "--run", RUN, "--results", str(home.path / results))
+    assert done.returncode == 2
+    assert "--results" in done.stderr
+    assert sorted(home.path.rglob("*")) == before

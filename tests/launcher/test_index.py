@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from influence.rundir import RunPaths
 from launcher.collect import collect
 from launcher.database import default_path
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import UsageError
 from launcher.index import Index
 from tests.launcher.synthetic_run import RUN, TIMINGS, SyntheticRun, step_arrays
 
@@ -198,10 +199,6 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, results: Path, p
 # Damage
 
 
-def _garbage(path: Path) -> None:
-    path.write_bytes(b"no database " * 1000)
-
-
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
@@ -232,9 +229,7 @@ def _execute(path: Path, statement: str) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize(
-    "damage", [_garbage, _cut, _overwritten_page, _other_version, _table_gone, _table_changed]
-)
+@pytest.mark.parametrize("damage", [_cut, _overwritten_page, _other_version, _table_gone, _table_changed])
 def test_a_damaged_index_is_made_anew_with_a_word(
     tmp_path: Path, results: Path, path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -270,13 +265,58 @@ def test_an_index_that_is_damaged_while_it_is_open_is_made_anew(
     assert len(words) == 1
 
 
-def test_somebody_elses_database_is_not_touched(results: Path, path: Path) -> None:
-    path.parent.mkdir()
+def _their_database(path: Path) -> None:
     _execute(path, "CREATE TABLE thesis (chapter TEXT)")
+
+
+def _their_empty_database(path: Path) -> None:
+    _execute(path, "PRAGMA user_version = 7")
+
+
+def _their_text(path: Path) -> None:
+    path.write_text('{"run": "infl-a"}')
+
+
+def _their_bytes(path: Path) -> None:
+    path.write_bytes(b"no database " * 1000)
+
+
+def _start_of_a_database(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0")
+
+
+@pytest.mark.parametrize(
+    "make", [_their_database, _their_empty_database, _their_text, _their_bytes, _start_of_a_database]
+)
+def test_a_file_that_is_no_index_is_not_touched(path: Path, make: Callable[[Path], None]) -> None:
+    path.parent.mkdir()
+    make(path)
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="not an index of the launcher"):
+    with pytest.raises(UsageError, match="not an index of the launcher") as refused:
         Index(path)
+    assert "INFL_INDEX" in str(refused.value.next_step)
     assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path], "nothing is left beside it"
+
+
+def test_what_is_no_file_is_no_index(path: Path) -> None:
+    path.mkdir(parents=True)
+    fifo = path / "fifo"
+    os.mkfifo(fifo)
+    for there in (path, fifo, Path("/dev/null")):
+        with pytest.raises(UsageError, match="not an index of the launcher"):
+            Index(there)
+    assert list(path.parent.iterdir()) == [path]
+    assert list(path.iterdir()) == [fifo]
+    assert not Path("/dev/null.lock").exists()
+
+
+def test_an_empty_file_becomes_an_index(tmp_path: Path, results: Path) -> None:
+    collected(tmp_path, results)
+    (tmp_path / "empty").touch()
+    with Index(tmp_path / "empty", no_words) as index:
+        index.refresh(results)
+        assert len(index.runs()) == 1
 
 
 def test_where_no_file_can_be_kept_memory_serves(tmp_path: Path, results: Path) -> None:
@@ -289,14 +329,23 @@ def test_where_no_file_can_be_kept_memory_serves(tmp_path: Path, results: Path) 
     assert "INFL_INDEX" in words[0]
 
 
-def test_a_full_disk_is_told_as_such(tmp_path: Path, results: Path, path: Path) -> None:
+def test_on_a_full_disk_memory_serves_with_what_was_stored(tmp_path: Path, results: Path, path: Path) -> None:
     collected(tmp_path, results)
     with Index(path) as index:
+        index.refresh(results)
+    names = [RUN, *(f"infl-{number}" for number in range(12))]
+    for name in names[1:]:
+        collected(tmp_path, results, name)
+    words: list[str] = []
+    with Index(path, words.append) as index:
         index._database._connection.execute("PRAGMA max_page_count = 1")  # SQLite's own "disk full"
-        large = ("folder", "run", 1, "x" * 1_000_000, 0.0)
-        with pytest.raises(LauncherError, match="failed") as raised:
-            index._database.write(lambda c: c.execute("INSERT INTO metrics VALUES (?, ?, ?, ?, ?)", large))
-        assert raised.value.why == "database or disk is full"
+        assert index.refresh(results) == []
+        assert sorted(row["run"] for row in index.runs()) == sorted(names)
+    assert len(words) == 1
+    assert "database or disk is full" in words[0]
+    assert "INFL_INDEX" in words[0]
+    with Index(path, no_words) as index:
+        assert [row["run"] for row in index.runs()] == [RUN]
 
 
 # Several at once

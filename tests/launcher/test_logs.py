@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,7 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence.rundir import claim_attempt
+from launcher.backends.local import LocalBackend
 from launcher.commands import logs
+from launcher.errors import ExitCode
+from launcher.group import run as run_launcher
 from tests.launcher.local_run import GENEROUS_S, LocalRun, launcher, python_path, wait_for
 
 
@@ -159,3 +163,16 @@ def test_an_endless_line_is_printed_in_pieces() -> None:
         writer(1, b"x" * 50_000)
     assert sum(seen) >= 100_000
     wait_for(lambda: seen)
+
+
+def test_a_run_that_may_not_be_read_is_the_backends_trouble(
+    local_run: LocalRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local_run.order()
+
+    def forbidden(*_: object) -> list[int]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(local_run.paths.attempts_dir))
+
+    monkeypatch.setattr(LocalBackend, "attempts", forbidden)
+    assert run_launcher(["logs", local_run.name, "--root", str(local_run.root)]) == ExitCode.BACKEND
+    assert f"error: {local_run.paths.attempts_dir}: Permission denied" in capsys.readouterr().err

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from influence.rundir import RunPaths, RunSpec, create_run
+from launcher.backends import journal
+from launcher.errors import ExitCode
+from launcher.group import run as run_launcher
 from launcher.progress import age, progress_parts, wandb_line
 from launcher.states import RunStatus, State
 from tests.launcher.local_run import GENEROUS_S, REPOSITORY, SPEC, LocalRun, launcher, wait_for
@@ -219,3 +222,63 @@ def test_wandb_in_words() -> None:
     assert wandb_line(some_status(wandb_mode="online")) == "online run infl-x-0221"
     assert wandb_line(some_status(wandb_mode="offline")) == "offline run infl-x-0221"
     assert link in str(wandb_line(some_status(wandb_mode="offline", wandb_url=link)))
+
+
+def _ended_without_a_record(run: LocalRun, *, ended_at: str) -> None:
+    """A supervisor that is gone, whose last record says that the trainer runs; its end is history only."""
+    run.order()
+    record = journal.SupervisorRecord(
+        pid=2**22 + 1, start_token="0", boot_id="of an earlier start", host=os.uname().nodename,  # noqa: S106
+        started_at="2026-02-21T09:00:00.000+00:00", phase=journal.SupervisorPhase.RUNNING,
+        reason="the trainer runs",
+    )  # fmt: skip
+    run.paths.local_dir.mkdir(exist_ok=True)
+    journal.write_supervisor(run.paths, record)
+    event = {"event": "run_ended", "at": ended_at, "outcome": "failed", "reason": "no space left on device"}
+    run.paths.events_jsonl.write_text(json.dumps(event) + "\n")
+
+
+def test_a_supervisor_that_could_not_replace_its_record_is_believed_its_last_event(
+    local_run: LocalRun,
+) -> None:
+    _ended_without_a_record(local_run, ended_at="2026-02-21T10:00:00.000+00:00")
+    status = local_run.status()
+    assert (status.state, status.reason) == (State.FAILED, "no space left on device")
+    assert status.next_command is not None
+    assert status.next_command.startswith(f"launcher logs {local_run.name}")
+
+
+@pytest.mark.parametrize("ended_at", ["2026-02-21T08:00:00.000+00:00", "yesterday"])
+def test_the_end_of_an_earlier_supervisor_says_nothing_about_a_later_one(
+    local_run: LocalRun, ended_at: str
+) -> None:
+    _ended_without_a_record(local_run, ended_at=ended_at)
+    assert "is gone" in local_run.status().reason
+
+
+def test_a_corrupt_supervisor_record_comes_with_a_cure_that_works(
+    local_run: LocalRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local_run.order()
+    local_run.paths.local_dir.mkdir(exist_ok=True)
+    local_run.paths.supervisor_json.write_text("{")
+    words = ["cancel", local_run.name, "--root", str(local_run.root)]
+    assert run_launcher(words) == ExitCode.INCOMPLETE
+    told = capsys.readouterr().err
+    assert str(local_run.paths.supervisor_json) in told
+    assert "remove this file" in told
+    local_run.paths.supervisor_json.unlink()
+    assert run_launcher(words) == ExitCode.OK
+
+
+def test_no_field_poses_as_further_lines(local_run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+    _ended_without_a_record(local_run, ended_at="2026-02-21T10:00:00.000+00:00")
+    events = local_run.paths.events_jsonl
+    event = json.loads(events.read_text()) | {"reason": "x\nstate:     SUCCEEDED\u202e\u2066\u200f"}
+    events.write_text(json.dumps(event) + "\n")
+    for words in (["status", local_run.name], ["status"], ["status", local_run.name, "--watch"]):
+        run_launcher([*words, "--root", str(local_run.root)])
+        told = "".join(capsys.readouterr())
+        assert "x\\nstate:     SUCCEEDED\\u202e\\u2066\\u200f" in told
+        assert not any(line.startswith("state:     SUCCEEDED") for line in told.split("\n"))
+        assert not set(told) & set("\u202e\u2066\u200f")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from influence.rundir import RunPaths, RunSpec, read_run
-from launcher.backends import Refusal
+from launcher.backends import Refusal, journal
 from launcher.backends.attempt import trainer_command
 from launcher.backends.detach import supervisor_environment
 from launcher.backends.local import LocalBackend
@@ -121,6 +121,7 @@ def test_a_submit_that_died_before_the_supervisor_is_taken_up(local_run: LocalRu
 
 def test_a_run_on_another_machine_is_not_taken_over(local_run: LocalRun) -> None:
     local_run.order(["exit 0"]).start().wait_settled()
+    local_run.paths.events_jsonl.unlink()  # which tells of the end
     record = json.loads(local_run.paths.supervisor_json.read_text())
     record |= {"host": "elsewhere", "boot_id": "another", "phase": "running", "outcome": None}
     local_run.paths.supervisor_json.write_text(json.dumps(record))
@@ -135,6 +136,7 @@ def test_a_run_on_another_machine_is_not_taken_over(local_run: LocalRun) -> None
 def test_a_reboot_is_told_from_another_machine(local_run: LocalRun) -> None:
     """The same host name under another boot id: whatever ran there is gone."""
     local_run.order(["exit 0"]).start().wait_settled()
+    local_run.paths.events_jsonl.unlink()  # which tells of the end
     record = json.loads(local_run.paths.supervisor_json.read_text())
     record |= {"boot_id": "before", "phase": "running", "outcome": None, "pid": os.getpid()}
     record |= {"start_token": "before:1"}
@@ -271,7 +273,7 @@ def test_refusal_names_the_overlay_and_the_backend_that_would_work(local_run: Lo
     local_run.spec["hardware"] |= {"device": "cuda"}
     local_run.spec["overlays"] = []
     with pytest.raises(BackendError) as caught:
-        require_room(backend, local_run.run, ["--preset", "smoke", "--set", "a.b=c d"])
+        require_room(backend, local_run.root, local_run.run, ["--preset", "smoke", "--set", "a.b=c d"])
     assert caught.value.why == "it needs 8 GPUs; this machine has none"
     assert caught.value.next_step is not None
     assert "launcher submit --preset smoke --set 'a.b=c d' --overlay tiny-cpu" in caught.value.next_step
@@ -280,7 +282,12 @@ def test_refusal_names_the_overlay_and_the_backend_that_would_work(local_run: Lo
 
 def test_refusal_does_not_suggest_the_overlay_that_is_there(local_run: LocalRun) -> None:
     with pytest.raises(BackendError) as caught:
-        require_room(Small(local_run.root), local_run.run, ["--preset", "smoke", "--overlay", "tiny-cpu"])
+        require_room(
+            Small(local_run.root),
+            local_run.root,
+            local_run.run,
+            ["--preset", "smoke", "--overlay", "tiny-cpu"],
+        )
     assert caught.value.next_step is not None
     assert "launcher submit" not in caught.value.next_step
 
@@ -374,21 +381,27 @@ def test_real_runs_execute_the_trainer() -> None:
     [
         (
             ["launcher", "submit", "--preset", "smoke", "--follow", "--suffix", "x", "--root", "my runs"],
-            "launcher submit --preset smoke --root 'my runs' --name infl-fake-0221",
+            "launcher submit --preset smoke --name infl-fake-0221",
         ),
         (
             ["launcher", "submit", "--preset=smoke", "--name=a", "-o", "json", "--dry-run"],
             "launcher submit --preset=smoke --name infl-fake-0221",
+        ),
+        (
+            ["launcher", "--debug", "submit", "--preset", "a.yaml", "--set", "a=1", "-ojson", "--root=x"],
+            "launcher submit --preset a.yaml --set a=1 --name infl-fake-0221",
         ),
         ([], "launcher submit --preset smoke --overlay tiny-cpu --name infl-fake-0221"),
         (["python", "demo.py"], "launcher submit --preset smoke --overlay tiny-cpu --name infl-fake-0221"),
     ],
 )
 def test_the_command_to_go_on_with_names_the_run(
-    local_run: LocalRun, command: list[str], expected: str
+    local_run: LocalRun, command: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunSpec.new(local_run.name, local_run.spec, provenance={"command": command})
-    assert submit_command(run) == expected
+    assert submit_command(run, Path("my runs")) == f"{expected} --root 'my runs'"
+    monkeypatch.setenv("INFL_ROOT", str(Path("my runs").absolute()))
+    assert submit_command(run, Path("my runs")) == expected
 
 
 def test_relative_python_paths_become_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,3 +458,13 @@ def test_follow_on_a_terminal_shows_a_bar_and_obeys_nothing_in_the_log(local_run
     assert "attempt 1" in text
     assert "hang [red]markup[/red] \\x1b[2J" in text
     assert "\x1b[2J" not in text
+
+
+def test_a_run_that_is_being_stopped_is_not_adopted(local_run: LocalRun) -> None:
+    local_run.order(["deaf"], grace_period_s=GENEROUS_S).start()
+    local_run.wait_for_log("deaf")
+    journal.request_cancel(local_run.paths)
+    with pytest.raises(ConflictError, match="is being stopped") as refused:
+        plan_submit(local_run.backend, local_run.root, local_run.run)
+    assert refused.value.next_step is not None
+    assert f"launcher status {local_run.name} --wait" in refused.value.next_step
