@@ -26,6 +26,7 @@ from influence.rundir.record import CommitRecord, read_record
 from influence.rundir.spec import RunSpec, read_run
 from launcher.errors import IncompleteError, NotFoundError, UsageError
 from launcher.manifest import MANIFEST_NAME, Manifest, ScoreFacts, read_manifest
+from launcher.places import suggest
 
 PHASES = ("grad_staging", "hessian_solve", "token_scoring", "score_aggregation", "other")
 """The parts of `WHOLE`, in the order of their execution."""
@@ -131,7 +132,7 @@ def read_collected(results_dir: Path, run: str) -> CollectedRun:
         raise UsageError(error.reason, next_step=error.next_step) from None
     except CorruptError as error:
         raise IncompleteError(str(error.path), why=error.reason, next_step=error.next_step) from None
-    again = f"launcher collect --run {run}"
+    again = suggest("collect", "--run", run, results=results_dir)
     try:
         manifest = read_manifest(paths.root_dir)
         if manifest is None:
@@ -173,7 +174,9 @@ def _not_collected(results_dir: Path, run: str) -> NotFoundError:
     return NotFoundError(
         f"no collected run '{run}' in {results_dir}",
         why=f"similar names there: {', '.join(near)}" if near else None,
-        next_step=f"launcher results show {near[0]}" if near else f"launcher collect --run {run}",
+        next_step=suggest("results", "show", near[0], results=results_dir)
+        if near
+        else suggest("collect", "--run", run, results=results_dir),
     )
 
 

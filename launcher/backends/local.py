@@ -58,6 +58,8 @@ class LocalBackend:
         from launcher.machine import lacking
 
         missing = lacking(run.spec, this_machine(self.root))
+        if not self._command:  # what attempts execute is this interpreter's trainer
+            missing += _lacking_packages()
         return Refusal(missing, str(run.spec["hardware"]["device"])) if missing else None
 
     def submit(self, paths: RunPaths, run: RunSpec) -> bool:
@@ -205,3 +207,13 @@ def run_names(root: Path) -> list[str]:
         return []
     except OSError as error:
         raise StorageError.from_os_error(error, root, "listing") from None
+
+
+def _lacking_packages() -> list[str]:
+    """The trainer's extra, where this interpreter lacks it; the trainer itself checks more closely."""
+    from importlib.util import find_spec
+
+    absent = [name for name in ("torch", "verl", "ray") if find_spec(name) is None]
+    if not absent:
+        return []
+    return [f"the packages {', '.join(absent)}; install them: pip install 'influence-launcher[trainer]'"]

@@ -292,6 +292,19 @@ def test_refusal_does_not_suggest_the_overlay_that_is_there(local_run: LocalRun)
     assert "launcher submit" not in caught.value.next_step
 
 
+def test_a_machine_without_the_trainer_s_packages_is_refused(
+    local_run: LocalRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = LocalBackend(local_run.root)
+    assert trainer.refusal(local_run.run) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "verl" else object())
+    refusal = trainer.refusal(local_run.run)
+    assert refusal is not None
+    assert refusal.lacking == ["the packages verl; install them: pip install 'influence-launcher[trainer]'"]
+    # Another program than the trainer brings its own.
+    assert LocalBackend(local_run.root, ["true"]).refusal(local_run.run) is None
+
+
 # --- the command line
 
 
