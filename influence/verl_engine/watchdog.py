@@ -6,6 +6,7 @@ so does a driver that waits for verl.
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 
 _POLL_S = 5.0
 _JOIN_S = 10.0
-_MAX_CAUSE_CHARS = 500
+_MAX_CAUSE_CHARS = 300
 
 # What follows from another actor's death (its owner's) or from an error in its constructor is left to Ray,
 # which raises it where the actor was called.
@@ -54,7 +55,7 @@ def _unintended(death: Any) -> str:
     else:
         return ""
     detail = message.rpartition("Worker exit detail:")[2]
-    return " ".join(detail.split())[:_MAX_CAUSE_CHARS]
+    return textwrap.shorten(detail, _MAX_CAUSE_CHARS, placeholder=" ...")
 
 
 def _name(row: Mapping[str, Any]) -> str:
