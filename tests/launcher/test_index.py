@@ -180,7 +180,7 @@ def test_a_copy_that_cannot_be_read_is_told_and_left_out(tmp_path: Path, results
         (results / RUN / "manifest.json").touch()
         (problem,) = index.refresh(results)
         assert "run.json" in problem.what
-        assert problem.next_step == f"launcher collect --run {RUN}"
+        assert problem.next_step == f"launcher collect --run {RUN} --results {results}"
         assert [row["run"] for row in index.runs()] == ["infl-other"]
         assert len(index.rebuild([results])) == 1
         assert [row["run"] for row in index.runs()] == ["infl-other"]
