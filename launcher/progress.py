@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 POLL_S = 1.0
+# Ray colours the names of its actors; one line of a log needs no colour, and escaped it would be unreadable.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Display(Protocol):
@@ -73,8 +76,8 @@ class LastLogLine:
         while piece := self._read(status.run, status.attempt, self._offset_bytes):
             self._offset_bytes += len(piece)
             for line in reversed(piece.decode("utf-8", "replace").splitlines()):
-                if line.strip():
-                    self._line = line
+                if (bare := _COLOUR.sub("", line)).strip():
+                    self._line = bare
                     break
         return self._line
 
