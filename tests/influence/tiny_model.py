@@ -84,7 +84,8 @@ class TinyTransformer(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor) -> Tensor:
         """Logits [batch, seq, vocabulary]; a position sees earlier ones of its own segment."""
         seen = segment_ids[:, :, None] == segment_ids[:, None, :]
-        mask = seen & (torch.arange(seen.shape[1])[:, None] >= torch.arange(seen.shape[1]))
+        place = torch.arange(seen.shape[1], device=seen.device)
+        mask = seen & (place[:, None] >= place)
         x = self.embed_tokens(input_ids) + self.embed_positions(position_ids)
         for _ in range(self.num_passes):
             for layer in self.layers:
