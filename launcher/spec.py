@@ -83,9 +83,10 @@ def build_spec(resolved: Resolved, code: CodeVersion) -> dict[str, Any]:
 def wandb_identity(settings: dict[str, Any], run: str) -> dict[str, Any]:
     """The ``wandb`` of ``run.json``: one W&B run for all attempts, its id the run's name.
 
-    The link is built, not looked up, so it is unverified; None where the entity is not known beforehand.
+    The entity is the preset's, else that of ``WANDB_ENTITY``, as W&B itself has it. The link is built, not
+    looked up, so it is unverified; None where the entity is not known beforehand.
     """
-    entity, project = settings["entity"], settings["project"]
+    entity, project = settings["entity"] or os.environ.get("WANDB_ENTITY") or None, settings["project"]
     url = None
     if settings["mode"] != "disabled" and entity:
         url = f"{_wandb_app()}/{quote(entity, safe='')}/{quote(project, safe='')}/runs/{quote(run, safe='')}"

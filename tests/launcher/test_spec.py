@@ -175,3 +175,16 @@ def test_the_wandb_link_is_built_where_the_entity_is_known(
     assert run.wandb["url"] == url
     assert run.wandb["run_id"] == run.run
     assert run.wandb == wandb_identity(run.spec["wandb"], run.run)
+
+
+def test_the_entity_of_the_environment_serves_where_the_preset_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"mode": "offline", "entity": None, "project": "p"}
+    monkeypatch.delenv("WANDB_ENTITY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    assert wandb_identity(settings, "infl-x")["url"] is None
+    monkeypatch.setenv("WANDB_ENTITY", "my team")
+    identity = wandb_identity(settings, "infl-x")
+    assert (identity["entity"], identity["url"]) == ("my team", "https://wandb.ai/my%20team/p/runs/infl-x")
+    assert wandb_identity(settings | {"entity": "ours"}, "infl-x")["entity"] == "ours"
