@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 from influence.rundir.attempts import AttemptRecord
 from influence.rundir.clock import parse_time
 from influence.rundir.exits import describe
 from influence.rundir.fields import plain_numbers
+from influence.rundir.paths import RunPaths
 from launcher.checks import Check, Result, validate
 from launcher.evidence import CollectedRun, npz_name
 from launcher.manifest import Finding, Manifest, Problem
@@ -244,7 +246,7 @@ def _links(run: CollectedRun) -> Table:
         wandb = run.run_spec.wandb
         # The entity is whose key uploads it.
         then = url or f"<entity>/{wandb.get('project')}/runs/{wandb.get('run_id')}"
-        sync = f"wandb sync {run.manifest.source}/wandb/offline-run-*"
+        sync = f"wandb sync {RunPaths(Path(run.manifest.source)).wandb_dir}/offline-run-*"
         link = f"offline; `{sync}` makes it {then} (unverified)"
     elif url:
         link = f"{url} (unverified: built from entity, project and run id)"

@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterator
 
 from influence.rundir.files import list_dir
-from influence.rundir.paths import RunPaths
+from influence.rundir.paths import ATTEMPT_DIGITS, STEP_DIGITS, RunPaths
 
-_NUMBER = "([0-9]{4}|[1-9][0-9]{4,})"
-_ATTEMPT = re.compile(rf"{_NUMBER}\.json")
-_LOG = re.compile(rf"attempt-{_NUMBER}\.log")
-_METRICS = re.compile(rf"attempt-{_NUMBER}\.jsonl")
-_STEP = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})\.(npz|json)")
-_REPLAYS = re.compile(rf"attempt-{_NUMBER}")
+_ATTEMPT = re.compile(rf"{ATTEMPT_DIGITS}\.json")
+_LOG = re.compile(rf"attempt-{ATTEMPT_DIGITS}\.log")
+_METRICS = re.compile(rf"attempt-{ATTEMPT_DIGITS}\.jsonl")
+_STEP = re.compile(rf"step_{STEP_DIGITS}\.(npz|json)")
+_REPLAYS = re.compile(rf"attempt-{ATTEMPT_DIGITS}")
 
 
 def find_strays(paths: RunPaths, num_total_steps: int) -> Iterator[tuple[str, str]]:

@@ -11,9 +11,14 @@ from influence.rundir.errors import CorruptError
 from influence.rundir.files import list_dir
 from influence.rundir.names import validate_run_name
 
-_STEP_RECORD = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,})\.json")
-_ATTEMPT_RECORD = re.compile(r"([0-9]{4}|[1-9][0-9]{4,})\.json")
-_REPLAYS_OF = re.compile(r"attempt-([0-9]{4}|[1-9][0-9]{4,})")
+STEP_DIGITS = "([0-9]{6}|[1-9][0-9]{6,})"
+"""A step's number as file names write it, a pattern of one group."""
+ATTEMPT_DIGITS = "([0-9]{4}|[1-9][0-9]{4,})"
+"""An attempt's number, likewise."""
+
+_STEP_RECORD = re.compile(rf"step_{STEP_DIGITS}\.json")
+_ATTEMPT_RECORD = re.compile(rf"{ATTEMPT_DIGITS}\.json")
+_REPLAYS_OF = re.compile(rf"attempt-{ATTEMPT_DIGITS}")
 
 
 @dataclass(frozen=True, slots=True)
