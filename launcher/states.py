@@ -15,10 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ExitCode
 from launcher.places import suggest
+
+if TYPE_CHECKING:
+    from influence.rundir import RunSpec
 
 
 class State(StrEnum):
@@ -55,6 +58,7 @@ class Phase(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     LOST = "lost"  # what drove the run is gone and left no word about an end
+    ABSENT = "absent"  # the backend answered, and knows no such run
     UNREACHABLE = "unreachable"  # the backend did not answer
 
 
@@ -87,6 +91,12 @@ class BackendFacts:
     """Retries charged to the limit so far; None when the backend does not say."""
     started_at: str | None = None
     """ISO 8601, UTC: when the backend took the run."""
+    num_attempts: int | None = None
+    """Attempts started so far as the backend counts them; the run directory's count goes before it."""
+    document: RunSpec | None = None
+    """The run as the backend holds it (a Job's environment); None where only the run directory does."""
+    next_step: str | None = None
+    """What a person can do, where this phase needs one: a command, or whom to ask for what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,15 @@ LabelKey = Annotated[
         "a Kubernetes label key, such as nvidia.com/gpu",
     ),
 ]
+#: An environment variable; those that the run sets itself are refused by a rule.
+VariableName = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "an environment variable's name")]
+ObjectStoreUrl = Annotated[
+    str,
+    _matching(
+        r"(s3|gs|az)://[a-z0-9][a-z0-9._-]{1,62}(/[A-Za-z0-9._=-]+)*/?",
+        "an object store's folder, such as s3://bucket/influence",
+    ),
+]
 #: A part of W&B's paths.
 WandbName = Annotated[
     str,

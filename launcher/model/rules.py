@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from influence.owned_settings import is_owned_by_the_run
-from launcher.model.sections import Settings
+from launcher.model.sections import Cluster, Settings
 
+# What the job templates set, or what decides how the trainer is found and identified.
+_OWN_VARIABLES = ("INFL_", "WANDB_")
+_OWN_VARIABLE_NAMES = frozenset(
+    ("HOME", "USER", "PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "POD_NAME", "POD_UID", "NODE_NAME")
+    + ("RAY_ADDRESS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+)
 HYDRA_KEY = re.compile(r"\+?[A-Za-z_][\w-]*([./][\w-]+)*")
 
 
@@ -35,6 +41,7 @@ def broken_rules(settings: Settings) -> list[Problem]:
         *_batches(settings),
         *_device(settings),
         *_influence(settings),
+        *_cluster(settings.cluster),
         *_verl(settings.verl),
     ]
 
@@ -80,8 +87,6 @@ def _batches(s: Settings) -> Iterator[Problem]:
 
 
 def _device(s: Settings) -> Iterator[Problem]:
-    if s.hardware.nodes != 1:
-        yield Problem(("hardware", "nodes"), "must be 1: a run is one pod or one machine")
     num_ranks = s.hardware.ranks_per_node * s.hardware.nodes
     if num_ranks % s.rollout.tensor_parallel_size:
         yield Problem(("rollout", "tensor_parallel_size"), f"must divide the {num_ranks} ranks")
@@ -123,6 +128,23 @@ def _influence(s: Settings) -> Iterator[Problem]:
         for name, count in Counter(names).items():
             if count > 1:
                 yield Problem(path, f"names {name} {count} times")
+
+
+def _cluster(c: Cluster) -> Iterator[Problem]:
+    if c.storage == "claim" and c.claim is None:
+        yield Problem(("cluster", "claim"), "must name a claim, since cluster.storage is claim")
+    if c.storage == "object_store" and c.object_store is None:
+        yield Problem(
+            ("cluster", "object_store"),
+            "must be a URL such as s3://bucket/runs, since cluster.storage is object_store",
+        )
+    if c.scheduler in ("kai", "kueue") and c.queue is None:
+        yield Problem(("cluster", "queue"), f"must name a queue, since cluster.scheduler is {c.scheduler}")
+    if c.scheduler == "default" and c.queue is not None:
+        yield Problem(("cluster", "queue"), "must be null, since cluster.scheduler is default")
+    for name in c.environment:
+        if name.startswith(_OWN_VARIABLES) or name in _OWN_VARIABLE_NAMES:
+            yield Problem(("cluster", "environment", name), "is set by the run itself; leave it out")
 
 
 def _verl(overrides: dict[str, Any]) -> Iterator[Problem]:

@@ -17,10 +17,12 @@ from launcher.model.fields import (
     LabelValue,
     NonNegative,
     NonNegativeFloat,
+    ObjectStoreUrl,
     Positive,
     PositiveFloat,
     Section,
     Text,
+    VariableName,
     WandbName,
 )
 
@@ -140,10 +142,21 @@ class Cluster(Section):
     namespace: DnsLabel
     service_account: DnsName
     image_pull_secrets: list[DnsName]
-    claim: DnsName
+    storage: Literal["claim", "object_store", "ephemeral"]
+    claim: DnsName | None
+    object_store: ObjectStoreUrl | None
+    ephemeral_storage: Bytes | None
     data_claim: DnsName | None
     secret: DnsName
+    scheduler: Literal["default", "kai", "kueue", "runai"]
+    queue: LabelValue | None
+    priority_class: DnsName | None
+    preemptible: bool
+    node_pools: list[LabelValue]
+    node_selector: dict[LabelKey, LabelValue]
     tolerations: list[Toleration]
+    environment: dict[VariableName, FreeText]
+    extended_resources: dict[LabelKey, Positive]
 
 
 class Settings(Section):
