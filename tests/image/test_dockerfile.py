@@ -1,4 +1,4 @@
-"""The Dockerfile, read but not built: a linter's word, and what ties it to the job templates and the package."""
+"""The Dockerfile, read but not built: a linter's word, and what ties it to job templates and package."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_versions_are_those_of_the_package() -> None:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path of the source tree from the builder; its last matching line decides."""
+    """Whether .dockerignore keeps a path from the builder; its last matching line decides."""
     out = False
     for line in (REPOSITORY / ".dockerignore").read_text().splitlines():
         pattern = line.removeprefix("!")
