@@ -22,7 +22,6 @@ from tests.cluster.bench.api import CORE, Api, ApiError, Json
 from tests.cluster.bench.bench import Bench
 from tests.cluster.bench.namespace import RBAC, Namespace
 from tests.cluster.bench.waiting import until
-from tests.cluster.jobs import UNTIL_TERMINATED, job
 
 VERSIONS = {"": "v1", "batch": "v1", "apps": "v1", "rbac.authorization.k8s.io": "v1", "ray.io": "v1",
             "kueue.x-k8s.io": "v1beta1"}  # fmt: skip
@@ -42,6 +41,8 @@ ELSEWHERE = [
     ("rbac.authorization.k8s.io", "roles"),
     ("rbac.authorization.k8s.io", "rolebindings"),
 ]
+#: Says whether there is a token, and goes on until it is told to end.
+SCRIPT = "ls /var/run/secrets 2>&1; trap 'exit 143' TERM; echo up; while :; do sleep 0.05; done"
 RESOURCES = [*dict.fromkeys([*LAUNCHER_RIGHTS, *KUBERAY_RIGHTS, *KUEUE_RIGHTS, *READER_RIGHTS, *ELSEWHERE])]
 EVERYTHING = "reader.enabled=true,nodeViewer.enabled=true,kuberay.enabled=true,kueue.enabled=true"
 
@@ -146,9 +147,13 @@ def test_the_trainers_account_may_do_nothing(release: Release) -> None:
 def test_a_run_goes_its_way_with_the_launchers_rights_alone(release: Release) -> None:
     """Submit, watch, read the log, suspend, resume, cancel; the pod runs as the trainer, without a token."""
     namespace, launcher = release.namespace, release.as_account("infl-launcher")
-    body = job(
-        "run", "ls /var/run/secrets 2>&1; " + UNTIL_TERMINATED, pod={"serviceAccountName": "infl-trainer"}
-    )
+    pod_spec = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 5,
+        "serviceAccountName": "infl-trainer",
+        "containers": [{"name": "trainer", "image": "any/image:1", "command": ["bash", "-c", SCRIPT]}],
+    }
+    body = {"metadata": {"name": "run"}, "spec": {"backoffLimit": 0, "template": {"spec": pod_spec}}}
     launcher.create(f"{namespace.batch}/jobs", body)
     pod = namespace.running_pod("run")
     assert not [v for v in pod["spec"].get("volumes", []) if "projected" in v], "no token is mounted"
