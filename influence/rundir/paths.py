@@ -132,6 +132,10 @@ class RunPaths:
     def cancel_file(self) -> Path:
         return self.local_dir / "cancel"
 
+    @property
+    def suspend_file(self) -> Path:
+        return self.local_dir / "suspend"
+
     def attempt_numbers(self) -> list[int]:
         """The attempts there are, in increasing order."""
         return [number for number, _ in _numbered(self.attempts_dir, _ATTEMPT_RECORD)]
