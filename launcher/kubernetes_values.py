@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from influence.rundir.exits import Verdict, classify
-from influence.rundir.spec import RunSpec, canonical_json
-from launcher.errors import SpecError
+from influence.rundir.spec import RunSpec
+from launcher.backends.run_document import run_json
 
 TEMPLATE = "kubernetes/job.yaml.j2"
 ARTIFACTS_DIR = "/artifacts"
@@ -16,8 +16,6 @@ RUN_LABEL = "infl/run"
 SPEC_LABEL = "infl/spec-sha256"
 SPEC_ANNOTATION = "infl/spec-hash"
 WANDB_ANNOTATION = "infl/wandb-url"
-#: Linux takes 128 KiB in one environment string, name included.
-MAX_RUN_JSON_BYTES = 100_000
 _LABEL_DIGITS = 32  # a label's value holds at most 63 characters, a SHA-256 has 64
 
 
@@ -30,13 +28,6 @@ def job_values(run: RunSpec) -> dict[str, Any]:
     Raises:
         SpecError: the run document is larger than the environment variable that carries it may be.
     """
-    run_json = canonical_json(run.to_dict())
-    if len(run_json) > MAX_RUN_JSON_BYTES:
-        raise SpecError(
-            f"the run document takes {len(run_json)} bytes, and {MAX_RUN_JSON_BYTES} is the most for a Job",
-            why="it travels in an environment variable, and Linux takes 128 KiB in one",
-            next_step="shorten lists such as data.train_files and the texts below verl",
-        )
     hardware = run.spec["hardware"]
     num_gpus = hardware["ranks_per_node"] if hardware["device"] == "cuda" else 0
     resources = {"cpu": str(hardware["cpus"]), "memory": hardware["memory"]}
@@ -48,7 +39,7 @@ def job_values(run: RunSpec) -> dict[str, Any]:
     return {
         "run": run.run,
         "spec": run.spec,
-        "run_json": run_json.decode(),
+        "run_json": run_json(run),
         "run_dir": f"{ARTIFACTS_DIR}/{run.run}",
         "labels": {RUN_LABEL: run.run, SPEC_LABEL: spec_label(run.spec_hash)},
         "annotations": annotations,
