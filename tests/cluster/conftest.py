@@ -24,12 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Bench]:
-    """A control plane with two nodes of eight H200; one for all workers of a session."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "controlplane"
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A control plane with two nodes of eight H200.
+
+    One for a whole session, but for each worker of ``pytest -n`` its own: a killed API server, a lost node
+    and the GPUs of a node are everybody's.
+    """
     try:
-        bench = Bench(folder)
+        bench = Bench(tmp_path_factory.getbasetemp() / "controlplane")
     except programs.NoProgramError as error:
         pytest.skip(str(error))
     for node in NODES:

@@ -1,8 +1,8 @@
 """A real Kubernetes control plane on one machine, without containers, for tests.
 
     conftest.bench -> bench.Bench   what a test holds: nodes, namespaces, kubeconfigs, faults
-                        | a connection that stays open
-                      serve         one supervisor for all workers of a test session, until the last leaves
+                        | a socket that stays open
+                      serve         the supervisor: ends with the process that holds the socket
                         | starts
                       controlplane  etcd, API server, controller manager, scheduler (of programs' binary)
                       kubelet       registers the nodes and runs each pod's command as a local process

@@ -23,7 +23,6 @@ BATCH = "/apis/batch/v1"
 _PATCH_TYPES = {
     "merge": "application/merge-patch+json",
     "strategic": "application/strategic-merge-patch+json",
-    "apply": "application/apply-patch+yaml",
 }
 
 
@@ -77,9 +76,8 @@ class Api:
         return self._json("POST", path, body)
 
     def patch(self, path: str, body: Json, kind: str = "merge") -> Json:
-        """``kind``: merge, strategic, or apply (server-side, as ``bench``)."""
-        query = {"fieldManager": "bench", "force": "true"} if kind == "apply" else {}
-        return self._json("PATCH", path, body, query=query, content_type=_PATCH_TYPES[kind])
+        """``kind``: merge or strategic."""
+        return self._json("PATCH", path, body, content_type=_PATCH_TYPES[kind])
 
     def delete(self, path: str, body: Json | None = None, **query: str) -> Json:
         return self._json("DELETE", path, body, query=query)
@@ -159,12 +157,12 @@ class Api:
 
 
 @contextlib.contextmanager
-def missing_ok() -> Iterator[None]:
-    """Lets "404 Not Found" pass."""
+def tolerated(*statuses: int) -> Iterator[None]:
+    """Lets refusals of these HTTP statuses pass."""
     try:
         yield
     except ApiError as error:
-        if error.status != 404:
+        if error.status not in statuses:
             raise
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +16,9 @@ from pathlib import Path
 import yaml
 
 from tests.cluster.bench import programs
-from tests.cluster.bench.api import CORE, Api, Json
+from tests.cluster.bench.api import CORE, Api, Json, tolerated
 from tests.cluster.bench.controlplane import CHECKOUT
 from tests.cluster.bench.namespace import Namespace
-from tests.cluster.bench.serve import abstract
 from tests.cluster.bench.waiting import until
 
 GPU_PRODUCT = "NVIDIA-H200"
@@ -41,25 +38,36 @@ class Bench:
     """A running control plane. ``kubeconfig`` is an administrator's."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes the control plane of ``folder`` up, or starts it where this is its first user."""
+        """Starts it below ``folder``; it ends with this process at the latest.
+
+        Raises:
+            NoProgramError: there is no binary, and no Go to build it.
+        """
+        programs.controlplane()  # built here, so that a missing Go is told to the test
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "log").mkdir(parents=True)
         self._numbers = itertools.count(1)
-        with (folder / "start.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            connection = _connect(folder / "socket")
-            self._connection = _launch(folder) if connection is None else connection
+        self._connection, theirs = socket.socketpair()
+        with theirs, (folder / "log" / "serve.log").open("wb") as log:
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-m", "tests.cluster.bench.serve", str(folder), str(theirs.fileno())],
+                cwd=CHECKOUT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the tests; their end is noticed by the socket's
+            )
         self._answers = self._connection.makefile("r")
         self._request("wait")
         self.kubeconfig = folder / "pki" / "admin.kubeconfig"
         self.api = Api(self.kubeconfig)
 
     def close(self) -> None:
-        """Returns, where this was the last user, when no process is left."""
-        self._connection.shutdown(socket.SHUT_WR)
-        self._answers.read()
+        """Returns when no process is left."""
         self._answers.close()
         self._connection.close()
+        self._supervisor.wait()
 
     # Nodes
 
@@ -109,15 +117,19 @@ class Bench:
     def apply_crds(self, project: str) -> None:
         """Installs the resource definitions of ``kuberay``, ``kueue`` or ``kai``; harmless when repeated."""
         collection = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        # A megabyte each: PyYAML's own parser takes six seconds for KubeRay's four.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         names = []
         for file in programs.crds(project):
-            document = yaml.safe_load(file.read_text())
+            document = yaml.load(file.read_text(), loader)  # noqa: S506 - it is a safe loader
             names.append(document["metadata"]["name"])
-            self.api.patch(f"{collection}/{names[-1]}", document, "apply")
+            with tolerated(409):
+                self.api.create(collection, document)
         for name in names:
 
             def established(name: str = name) -> bool:
-                conditions = self.api.get(f"{collection}/{name}").get("status", {}).get("conditions", [])
+                status = self.api.get(f"{collection}/{name}").get("status", {})
+                conditions = status.get("conditions") or []  # null at first
                 return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
             until(established, f"CRD {name} established")
@@ -150,43 +162,6 @@ class Bench:
 
     def _node_file(self, name: str) -> Path:
         return self.folder / "nodes" / f"{name}.json"
-
-
-def _launch(folder: Path) -> socket.socket:
-    """Starts a supervisor and connects to it as its first user."""
-    programs.controlplane()  # built here, where a missing Go is told to the test
-    name = f"influence-bench-{uuid.uuid4().hex}"
-    (folder / "log").mkdir(exist_ok=True)
-    with (folder / "log" / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.bench.serve", str(folder), name],
-            cwd=CHECKOUT,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is for the tests; their end is noticed by their connection's
-        )
-    (folder / "socket").write_text(name)
-
-    def connected() -> socket.socket | None:
-        if process.poll() is not None:
-            raise RuntimeError((folder / "log" / "serve.log").read_text(errors="replace"))
-        return _connect(folder / "socket")
-
-    return until(connected, "the supervisor's socket")
-
-
-def _connect(socket_file: Path) -> socket.socket | None:
-    """A connection to a supervisor that serves, or None."""
-    if not socket_file.exists():
-        return None
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(abstract(socket_file.read_text()))
-    except ConnectionError:
-        connection.close()
-        return None
-    return connection
 
 
 def _is_ready(node: Json) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.cluster.bench.api import BATCH, CORE, Api, ApiError, Json, missing_ok
+from tests.cluster.bench.api import BATCH, CORE, Api, ApiError, Json, tolerated
 from tests.cluster.bench.pki import write_kubeconfig
 from tests.cluster.bench.waiting import until
 
@@ -151,10 +151,10 @@ class Namespace:
             self.api.delete(f"{self.batch}/jobs", propagationPolicy="Background")
         with contextlib.suppress(ApiError):
             self.api.delete(f"{self.core}/pods", gracePeriodSeconds="0")
-        with missing_ok():
+        with tolerated(404):
             self.api.delete(f"{CORE}/namespaces/{self.name}")
         for volume in self._volumes:
-            with missing_ok():
+            with tolerated(404):
                 self.api.delete(f"{CORE}/persistentvolumes/{volume}")
 
 

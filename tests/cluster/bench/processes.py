@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,6 +37,11 @@ def start(
 def die_with_parent() -> None:
     """To be called in a child between fork and exec."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """What a child leaves behind becomes this process's own child, which ``kill_carrying`` then reaps."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
@@ -66,13 +72,19 @@ def carrying(variable: str, prefix: str) -> list[int]:
     return found
 
 
-def kill_carrying(variable: str, prefix: str) -> None:
-    """SIGKILL, again until none is left: one may fork while the others are killed."""
+def kill_carrying(variable: str, prefix: str, *, waited_for: Collection[int] = ()) -> None:
+    """SIGKILL, again until none is left: one may fork while the others are killed.
+
+    Adopted orphans are reaped; ``waited_for`` are those whose exit code somebody else waits for.
+    """
     while pids := carrying(variable, prefix):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+        for pid in set(pids).difference(waited_for):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def free_ports(count: int) -> list[int]:

@@ -14,7 +14,7 @@ from tests.cluster.bench.kubelet.container import POD_VARIABLE
 from tests.cluster.bench.kubelet.node import Node
 from tests.cluster.bench.kubelet.pod import PodRun
 from tests.cluster.bench.kubelet.server import serve
-from tests.cluster.bench.processes import kill_carrying
+from tests.cluster.bench.processes import adopt_orphans, kill_carrying
 
 _LOOK_EVERY_S = 0.05
 
@@ -35,6 +35,7 @@ def main() -> None:
         kill_carrying(POD_VARIABLE, f"{folder}/")
         os._exit(0)  # its threads wait for an API server that may be gone
 
+    adopt_orphans()
     signal.signal(signal.SIGTERM, stop)
     port = serve(find_pod, options.certificate, options.key, options.client_authority)
     api = Api(options.kubeconfig, num_connections=64)

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Container:
         self._folder = pod_folder
         self._process: subprocess.Popen[bytes] | None = None
         self._killed_by_us = False
+        self._beside: set[int] = set()
         self._lock = threading.Lock()
 
     @property
@@ -89,7 +90,7 @@ class Container:
         code = self._process.wait()
         with self._lock:
             self._process = None
-        processes.kill_carrying(POD_VARIABLE, self.marker)
+        processes.kill_carrying(POD_VARIABLE, self.marker, waited_for=self._beside)
         self._writer.join(_LAST_WORDS_S)
         started_at = self.state["running"]["startedAt"]
         if code == 0:
@@ -102,6 +103,31 @@ class Container:
         if code != 0 and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
             message = logfile.tail(self.log(), _MESSAGE_LINES, _MESSAGE_BYTES)
         self.state = self._terminated(code if code >= 0 else 128 - code, reason, message, started_at)
+
+    @contextlib.contextmanager
+    def beside(
+        self, command: Sequence[str], environment: dict[str, str]
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A further process in the container, with pipes; it ends with the container at the latest.
+
+        Raises:
+            OSError: the command cannot be executed.
+        """
+        with subprocess.Popen(
+            command,
+            env={**environment, POD_VARIABLE: self.marker},
+            cwd=self._folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:
+            self._beside.add(process.pid)
+            try:
+                yield process
+                process.wait()
+            finally:
+                self._beside.discard(process.pid)
 
     def restart_later(self, wait_s: float) -> None:
         """Counts a restart; its wait is for the caller."""

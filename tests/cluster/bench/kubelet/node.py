@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.cluster.bench.api import CORE, Api, ApiError, missing_ok
+from tests.cluster.bench.api import CORE, Api, ApiError, tolerated
 from tests.cluster.bench.kubelet import times
 from tests.cluster.bench.kubelet.pod import PodRun
 
@@ -48,8 +48,8 @@ class Node:
         self.connected.set()
         for pod in list(self.pods.values()):
             pod.stop(0)
-        with missing_ok():
-            self._api.delete(f"{CORE}/nodes/{self.name}")
+        with tolerated(404):
+            self._patiently(lambda: self._api.delete(f"{CORE}/nodes/{self.name}"))
 
     # What pods say and ask
 

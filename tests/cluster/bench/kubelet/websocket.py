@@ -14,7 +14,7 @@ import threading
 from http.server import BaseHTTPRequestHandler
 from typing import IO
 
-from tests.cluster.bench.kubelet.container import POD_VARIABLE, Container
+from tests.cluster.bench.kubelet.container import Container
 from tests.cluster.bench.kubelet.pod import PodRun
 
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
@@ -35,23 +35,22 @@ def serve_exec(
         return
     socket = _Socket(handler, protocol)
     environment, _ = pod.process_environment(container)
+    stdin = query.get("input", query.get("stdin", ["0"]))[0] in ("1", "true")
     try:
-        process = subprocess.Popen(
-            query["command"],
-            env={**environment, POD_VARIABLE: container.marker},
-            cwd=pod.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with container.beside(query["command"], environment) as process:
+            _carry(socket, process, stdin=stdin)
+        status = _status(process.returncode)
     except OSError as error:
         status = {"metadata": {}, "status": "Failure", "reason": "InternalError", "message": str(error)}
+    with contextlib.suppress(OSError):  # the client may have left
         socket.send(_STATUS, json.dumps(status).encode())
         socket.close()
-        return
+
+
+def _carry(socket: _Socket, process: subprocess.Popen[bytes], *, stdin: bool) -> None:
+    """Both ways, until the command has closed its outputs."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    if query.get("input", query.get("stdin", ["0"]))[0] not in ("1", "true"):
+    if not stdin:
         process.stdin.close()
     threading.Thread(target=_feed, args=[socket, process], daemon=True).start()
     outputs = ((_STDOUT, process.stdout), (_STDERR, process.stderr))
@@ -60,9 +59,6 @@ def serve_exec(
         pump.start()
     for pump in pumps:
         pump.join()
-    with contextlib.suppress(OSError):  # the client may have left
-        socket.send(_STATUS, json.dumps(_status(process.wait())).encode())
-        socket.close()
 
 
 def _status(code: int) -> dict[str, object]:
