@@ -17,7 +17,7 @@ PAGE = (REPOSITORY / "docs" / "cluster.md").read_text()
 
 
 def test_every_state_is_explained() -> None:
-    assert [row for row in re.findall(r"(?m)^\| ([A-Z]+) \|", PAGE)] == [state.value for state in State]
+    assert re.findall(r"(?m)^\| ([A-Z]+) \|", PAGE) == [state.value for state in State]
 
 
 def test_every_setting_exists() -> None:
