@@ -141,8 +141,13 @@ def notes(helm: Helm, tmp_path: Path, case: str) -> str:
 def test_notes_hold_a_profile_that_fits(helm: Helm, tmp_path: Path, case: str) -> None:
     text = notes(helm, tmp_path, case)
     block = text.split("# --- launcher.yaml\n")[1].split("# ---\n")[0].split("\n# ---")[0]
-    ((name, profile),) = yaml.safe_load(block)["clusters"].items()
-    assert f"launcher doctor --cluster {name}" in text
+    clusters = yaml.safe_load(block)["clusters"]
+    backends = {"lab": "kubernetes", "lab-ray": "kuberay"} if case == "kuberay" else {"lab": "kubernetes"}
+    if case != "everything":
+        assert {name: profile["backend"] for name, profile in clusters.items()} == backends
+    name, profile = next(iter(clusters.items()))
+    assert f"launcher doctor --cluster {name}\n" in text
+    assert all(each["cluster"] == profile["cluster"] for each in clusters.values())
     names = {d["metadata"]["name"] for d in documents(case)}
     cluster = profile["cluster"]
     assert cluster["namespace"] == "research"
