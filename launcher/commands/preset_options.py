@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from influence.rundir.spec import RunSpec
+    from launcher.profiles import Profile
 
 jobs_option = click.option(
     "--jobs", "jobs_dirs", multiple=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
@@ -45,12 +46,18 @@ class RunRequest:
     suffix: str | None
     jobs_dirs: tuple[Path, ...]
 
-    def resolve(self) -> RunSpec:
-        """The run; raises as ``launcher.spec.resolve_run`` does. Imports pydantic and YAML."""
+    def resolve(self, profile: Profile) -> RunSpec:
+        """The run for a place; raises as ``launcher.spec.resolve_run`` does. Imports pydantic and YAML."""
         from launcher.spec import resolve_run
 
         return resolve_run(
-            self.preset, self.overlays, self.sets, self.name, self.suffix, jobs_dirs=self.jobs_dirs
+            self.preset,
+            self.overlays,
+            self.sets,
+            self.name,
+            self.suffix,
+            jobs_dirs=self.jobs_dirs,
+            profile=profile,
         )
 
 
