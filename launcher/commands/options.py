@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 output_option = click.option(
     "--output", "-o", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True,
     help="Plain lines, or one JSON document.",
+)  # fmt: skip
+
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="How long to wait for the end; by default the run's grace period and a minute.",
 )  # fmt: skip
 
 results_option = click.option(
@@ -38,6 +43,10 @@ class Place:
     def profile(self, backend: str | None = None, *, offline: bool = False) -> Profile:
         """The profile that is meant; takes and raises what ``choose_profile`` does."""
         return choose_profile(self.cluster, self.config, backend, offline=offline)
+
+    def with_root(self, profile: Profile) -> Profile:
+        """The profile with the folder that was given by flag, if one was."""
+        return profile if self.root is None else replace(profile, root=self.root)
 
     def open(self, profile: Profile | None = None) -> Site:
         """The place itself; raises as ``profile`` and ``Site.open`` do.

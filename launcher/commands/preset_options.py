@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.errors import UsageError
+
 if TYPE_CHECKING:
     from influence.rundir.spec import RunSpec
     from launcher.profiles import Profile
@@ -63,10 +65,18 @@ class RunRequest:
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that choose a run; it receives them as ``request: RunRequest``."""
+    return _with_options(command, required=True)
 
+
+def optional_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same options for a command that can do without a run: ``request`` is None without ``--preset``."""
+    return _with_options(command, required=False)
+
+
+def _with_options(command: Callable[..., Any], *, required: bool) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_request(
-        preset: str,
+        preset: str | None,
         overlays: tuple[str, ...],
         sets: tuple[str, ...],
         name: str | None,
@@ -74,13 +84,17 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         jobs_dirs: tuple[Path, ...],
         **others: Any,
     ) -> Any:
+        if preset is None:
+            if overlays or sets or name or suffix:
+                raise UsageError("--overlay, --set, --name and --suffix go with --preset")
+            return command(request=None, **others)
         request = RunRequest(
             preset=preset, overlays=overlays, sets=sets, name=name, suffix=suffix, jobs_dirs=jobs_dirs
         )
         return command(request=request, **others)
 
     options = (
-        click.option("--preset", required=True, metavar="NAME", help="A preset by name, or a YAML file."),
+        click.option("--preset", required=required, metavar="NAME", help="A preset by name, or a YAML file."),
         overlay_option,
         set_option,
         click.option("--name", metavar="NAME", help="The run's name: a DNS label of at most 34 characters."),

@@ -154,8 +154,8 @@ def test_suggestions_name_the_cluster_and_the_root_that_was_given(
 
 def test_nothing_is_imported_where_nothing_is_described(tmp_path: Path) -> None:
     code = (
-        "import sys; from launcher.profiles import choose_profile; choose_profile(); choose_profile('local')\n"
-        "choose_profile('kubernetes')\n"
+        "import sys; from launcher.profiles import choose_profile\n"
+        "for name in (None, 'local', 'kubernetes'): choose_profile(name)\n"
         "print(sorted({'pydantic', 'yaml', 'kubernetes', 'httpx', 'click'} & set(sys.modules)))"
     )
     done = subprocess.run(
