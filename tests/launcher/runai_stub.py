@@ -142,8 +142,9 @@ class RunaiStub:
         self, name: str, *, project: str = PROJECT, phase: str = "Running", **extra: Any
     ) -> dict[str, Any]:
         """A workload that somebody made."""
+        ids = {each["name"]: each["id"] for each in self.projects}
         workload = {
-            "id": str(uuid.uuid4()), "name": name, "projectName": project, "projectId": PROJECT_ID,
+            "id": str(uuid.uuid4()), "name": name, "projectName": project, "projectId": ids[project],
             "clusterId": CLUSTER_ID, "type": "training", "phase": phase, "phaseMessage": "",
             "phaseReason": None, "createdAt": _now(), "deletedAt": None, "completedAt": None,
             "runningPods": 0, "spec": {},
@@ -294,6 +295,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     control_plane: RunaiStub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer takes 40 ms
 
     def log_message(self, *_: object) -> None:
         pass
