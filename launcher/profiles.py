@@ -48,3 +48,5 @@ class Profile:
     """Sections of a preset that the profile sets for its site, laid between the overlays and ``--set``."""
     source: str = ""
     """The file and line where it stands, for messages."""
+    options: tuple[str, ...] = ()
+    """The options that choose it, for the commands that are suggested; none where it is chosen anyway."""
