@@ -1,8 +1,8 @@
 """The supervisor of a control plane: ``python -m tests.cluster.bench.serve FOLDER FD``.
 
 FD is a socket to the process that uses the control plane. When it closes, and the kernel closes it however
-that process ends, all is stopped. Requests are lines of JSON, such as ``{"do": "kill_apiserver"}``, with answers
-``{}`` or ``{"error": WORDS}``.
+that process ends, all is stopped. Requests are lines of JSON, ``{"do": "kill_apiserver"}``, and so are the
+answers, ``{}`` or ``{"error": WORDS}``.
 """
 
 from __future__ import annotations
