@@ -85,7 +85,7 @@ class RunaiBackend:
         found = self._trainings.of_run(validate_run_name(run))
         newest = found.newest
         if newest is None:
-            if found.foreign is not None:
+            if run in found.foreign:
                 raise self._foreign(run)
             return None
         if newest.document is not None:
@@ -102,12 +102,9 @@ class RunaiBackend:
         if (refusal := self.refusal(run)) is not None:
             raise BackendError(f"run '{run.run}' cannot run on Run:ai", why=f"it needs {refusal.lacking[0]}")
         found = self._trainings.of_run(validate_run_name(run.run))
-        if found.foreign is not None:
-            raise self._foreign(run.run)
         newest = found.newest
-        if newest is None:
-            return self._create(run, 1)
-        self._require_same_spec(newest, run)
+        if newest is not None:
+            self._require_same_spec(newest, run)
         for generation in found.generations:
             facts = self._facts(generation)
             if facts.phase is Phase.STOPPING:
@@ -129,7 +126,10 @@ class RunaiBackend:
                     "still run; nothing was started",
                     next_step="submit again when they have ended",
                 )
-        return self._create(run, newest.number + 1)
+        number = 1 if newest is None else newest.number + 1
+        if object_name(run.run, number) in found.foreign:
+            raise self._foreign(object_name(run.run, number))
+        return self._create(run, number)
 
     def get(self, run: str) -> BackendFacts:
         validate_run_name(run)
@@ -313,8 +313,8 @@ class RunaiBackend:
         if found.newest is not None:
             return self._facts(found.newest)
         reason = f"project '{self._access.project}' has no run '{run}'"
-        if found.foreign is not None:
-            reason += f"; a workload of that name is there ({found.foreign.id}), and no run of the launcher's"
+        if run in found.foreign:
+            reason += "; a workload of that name is there, and no run of the launcher's"
         return BackendFacts(backend=self.name, phase=Phase.ABSENT, reason=reason)
 
     def _facts(self, generation: Generation) -> BackendFacts:

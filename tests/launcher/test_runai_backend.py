@@ -212,6 +212,46 @@ def test_a_run_that_ended_goes_on_as_the_next_generation(stub: RunaiStub, either
     assert [w["name"] for w in stub.live()][2:] == [f"{NAME}-r3"]
 
 
+def test_a_run_that_is_named_like_a_generation_is_none(stub: RunaiStub, either: RunaiBackend) -> None:
+    own = RunSpec.new(f"{NAME}-r2", RUN.spec, wandb=RUN.wandb)
+    either.submit(own)
+    stub.set_phase(own.run, "Running")
+    assert either.get(NAME).phase is Phase.ABSENT
+    assert either.submit(RUN) is True
+    stub.set_phase(NAME, "Failed")
+    assert either.get(NAME).phase is Phase.FAILED
+    with pytest.raises(BackendError, match="no run of the launcher's"):
+        either.submit(RUN)
+    assert len(stub.workloads) == 2
+
+
+def test_a_server_that_mixes_deleted_trainings_in_confuses_nobody(
+    stub: RunaiStub, either: RunaiBackend
+) -> None:
+    stub.ignores_filters = True
+    either.submit(RUN)
+    stub.set_phase(NAME, "Running")
+    assert either.get(NAME).phase is either.list()[NAME].phase is Phase.EXECUTING
+    assert either.cancel(NAME).phase is Phase.CANCELLED
+    assert either.submit(RUN) is True
+    stub.set_phase(f"{NAME}-r2", "Running")
+    assert either.get(NAME).phase is either.list()[NAME].phase is Phase.EXECUTING
+
+
+def test_a_generation_that_cannot_be_told_is_not_created_again(stub: RunaiStub) -> None:
+    """Even by a server that would take the name twice."""
+    stub.tells_variables = stub.unique_names = False
+    backend = backend_for(stub)
+    backend.submit(RUN)
+    stub.set_phase(NAME, "Failed")
+    backend.submit(RUN)
+    later = stub.live(f"{NAME}-r2")[0]["id"]
+    stub.faults.append(Fault("404", method="GET", part=later, times=99))
+    with pytest.raises(BackendError, match=f"'{NAME}-r2' is in Run:ai's project"):
+        backend.submit(RUN)
+    assert len(stub.workloads) == 2
+
+
 def test_cancel_deletes_and_the_run_is_still_found(stub: RunaiStub, either: RunaiBackend) -> None:
     either.submit(RUN)
     stub.set_phase(NAME, "Running", pods=1)
