@@ -109,6 +109,11 @@ class RunPaths:
         return self.root_dir / "checkpoints"
 
     @property
+    def inputs_dir(self) -> Path:
+        """What the trainer makes of model and data where every node must see the same files."""
+        return self.root_dir / "inputs"
+
+    @property
     def wandb_dir(self) -> Path:
         return self.root_dir / "wandb"
 

@@ -67,7 +67,8 @@ def _train(paths: RunPaths, run: RunSpec, attempt: Attempt, reason_fd: int) -> N
     first_missing = missing_steps(paths, run.spec["training"]["total_steps"])[0]
     resume_from = settle_tracker(paths.checkpoints_dir, first_missing)
     _say(f"resuming from the checkpoint of step {resume_from}" if resume_from else "starting from scratch")
-    config = _config(paths, run, attempt.number)
+    address = _ray_address(paths, run, attempt)
+    config = _config(paths, run, attempt.number, address)
 
     import ray
     from verl.trainer.main_ppo import run_ppo
@@ -89,7 +90,22 @@ def _end_at_once(death: str, attempt: Attempt, reason_fd: int) -> NoReturn:
     os._exit(refusal.code)
 
 
-def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
+def _ray_address(paths: RunPaths, run: RunSpec, attempt: Attempt) -> str | None:
+    """The Ray cluster that a run on several nodes joins, checked; None: one node starts a Ray of its own.
+
+    Raises:
+        Refusal: the cluster is not there, or not fit for the run.
+    """
+    if run.spec["hardware"]["nodes"] == 1:
+        return None
+    from influence.train.ray_cluster import ray_address, require_cluster
+
+    address = ray_address()
+    require_cluster(run.spec, paths, attempt, address, _say)
+    return address
+
+
+def _config(paths: RunPaths, run: RunSpec, attempt: int, ray_address: str | None) -> Any:
     """verl's configuration, checked.
 
     Raises:
@@ -105,13 +121,14 @@ def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
         ConfigurationError,
         compose_config,
         require_dense,
+        require_joinable,
         require_supported,
         require_unowned,
     )
     from influence.verl_engine.environment import worker_environment
     from influence.verl_engine.overrides import verl_overrides
 
-    inputs = prepare_inputs(run.spec)
+    inputs = prepare_inputs(run.spec, None if ray_address is None else paths.inputs_dir)
     overrides = verl_overrides(
         run.spec,
         paths,
@@ -119,11 +136,14 @@ def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
         worker_environment(run, paths, attempt),
         with_wandb=_with_wandb(run),
         num_cpus=len(os.sched_getaffinity(0)),
+        ray_address=ray_address,
     )
     try:
         require_unowned(run.spec["verl"])
         config = compose_config(overrides)
         require_supported(config)
+        if ray_address is not None:
+            require_joinable(config)
         require_dense(AutoConfig.from_pretrained(inputs.model_path))
         auto_set_device(config)
         validate_config(

@@ -103,6 +103,7 @@ def _attempt(paths: RunPaths, run: RunSpec, missing: list[int]) -> int:
     # Imported here: a finished run needs none of it.
     from influence.train.attempt_log import AttemptLog
     from influence.train.process import StopSignals, become_subreaper
+    from influence.train.version import installed_version
 
     signals = StopSignals()
     become_subreaper()
@@ -110,7 +111,7 @@ def _attempt(paths: RunPaths, run: RunSpec, missing: list[int]) -> int:
         paths,
         node=os.environ.get("NODE_NAME"),
         pod=os.environ.get("POD_NAME"),
-        package_version=_package_version(),
+        package_version=installed_version(),
     )
     log = AttemptLog(paths.log(attempt.number))
     try:
@@ -182,15 +183,6 @@ def _child_grace_s(run: RunSpec) -> float:
     """Less than we get ourselves, so that there is time left to record the end."""
     grace_s = float(run.spec["retry"]["grace_period_s"])
     return max(0.5 * grace_s, grace_s - 5.0)
-
-
-def _package_version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("influence-launcher")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
 
 
 def _record_end(attempt: Attempt, code: int, reason: str) -> None:
