@@ -55,7 +55,7 @@ def generations_by_run(items: Iterable[Mapping[str, Any]]) -> dict[str, list[Gen
     for item in items:
         metadata = item.get("metadata") or {}
         run = (metadata.get("labels") or {}).get(RUN_LABEL)
-        if not isinstance(run, str) or metadata.get("ownerReferences"):
+        if not isinstance(run, str) or _owned(metadata):
             continue
         number = generation_number(run, str(metadata.get("name", "")))
         if number is not None:
@@ -63,3 +63,8 @@ def generations_by_run(items: Iterable[Mapping[str, Any]]) -> dict[str, list[Gen
     for generations in found.values():
         generations.sort(key=lambda generation: generation.number)
     return found
+
+
+def _owned(metadata: Mapping[str, Any]) -> bool:
+    """Whether a controller made the object: KubeRay's submitter Job carries its RayJob's name and labels."""
+    return any(reference.get("controller") for reference in metadata.get("ownerReferences") or [])

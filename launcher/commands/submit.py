@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @click.command("submit")
 @run_options
 @click.option(
-    "--backend", "backend_name", type=click.Choice(list(BACKENDS)), default="local", show_default=True,
-    help="Where the run executes.",
+    "--backend", type=click.Choice(list(BACKENDS)),
+    help="What the cluster must be; without --cluster, a cluster of this kind is chosen.",
 )  # fmt: skip
 @click.option(
     "--follow", "follow_run", is_flag=True,
@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 @place_options
 @output_option
 def command(
-    request: RunRequest, backend_name: str, follow_run: bool, dry_run: bool, place: Place, output_format: str
+    request: RunRequest,
+    backend: str | None,
+    follow_run: bool,
+    dry_run: bool,
+    place: Place,
+    output_format: str,
 ) -> int:
     """Start a run of a preset, or adopt the one that exists.
 
@@ -43,8 +48,9 @@ def command(
     was cancelled or lost its supervisor is started again with fresh retries; a complete one is done.
     The same name with another spec is refused with the difference, and nothing is changed.
     """
-    site = place.open()
-    run = request.resolve()
+    profile = place.profile(backend)
+    run = request.resolve(profile)
+    site = place.open(profile)
     plan = plan_submit(site, run)
     if plan.action.starts:
         require_room(site, run, request_words(request))

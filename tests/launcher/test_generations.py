@@ -43,7 +43,7 @@ def test_objects_are_grouped_by_their_label_the_oldest_first() -> None:
         item("a-r10", "a"), item("a", "a"), item("a-r2", "a"),
         item("a-r3", "a-r3"),  # a run of that very name
         item("b", None), item("c-r1", "c"), item("c-r02", "c"), item("other", "c"),
-        item("d", "d", ownerReferences=[{"kind": "RayJob", "name": "d"}]),
+        item("d", "d", ownerReferences=[{"kind": "RayJob", "name": "d", "controller": True}]),
         {"metadata": {}}, {},
     ]  # fmt: skip
     found = generations_by_run(items)
