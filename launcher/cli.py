@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("launcher.commands.collect", "Copy a run's results, verified, and index them."),
     "results": ("launcher.commands.results", "List, show or rebuild the index of collected results."),
     "presets": ("launcher.commands.presets", "List presets and overlays, or show one resolved."),
+    "image": ("launcher.commands.image", "Print how the image is built, or check that one fits this code."),
     "doctor": ("launcher.commands.doctor", "Check what runs need of a cluster or of this machine."),
 }
 

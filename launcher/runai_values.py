@@ -13,12 +13,12 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from influence.rundir.spec import RunSpec, canonical_json
+from influence.rundir.spec import RunSpec
+from launcher.backends.run_document import run_json
 from launcher.errors import SpecError
 from launcher.kubernetes_values import (
     ARTIFACTS_DIR,
     DATA_DIR,
-    MAX_RUN_JSON_BYTES,
     RUN_LABEL,
     SPEC_ANNOTATION,
     SPEC_LABEL,
@@ -65,13 +65,6 @@ def training_values(
             f"cluster.priority_class: Run:ai has no class '{cluster['priority_class']}'",
             next_step=f"use one of {', '.join(PRIORITY_CLASSES)}, or null for the project's default",
         )
-    run_json = canonical_json(run.to_dict())
-    if len(run_json) > MAX_RUN_JSON_BYTES:
-        raise SpecError(
-            f"the run document takes {len(run_json)} bytes; a training takes {MAX_RUN_JSON_BYTES} at most",
-            why="it travels in an environment variable, and Linux takes 128 KiB in one",
-            next_step="shorten lists such as data.train_files and the texts below verl",
-        )
     args = shlex.join(["-m", "influence.train", "--run-dir", f"{ARTIFACTS_DIR}/{run.run}"])
     if len(args) >= _MAX_ARGS:
         raise SpecError(f"the trainer's arguments take {len(args)} characters, and Run:ai takes {_MAX_ARGS}")
@@ -85,7 +78,7 @@ def training_values(
         "cluster_id": cluster_id,
         "run": run.run,
         "spec": spec,
-        "run_json": run_json.decode(),
+        "run_json": run_json(run),
         "args": args,
         "labels": _named({RUN_LABEL: run.run, SPEC_LABEL: spec_label(run.spec_hash)}),
         "annotations": _named(annotations),

@@ -169,19 +169,16 @@ class KubernetesApi:
             if error.status == 410:
                 raise _GoneError from None
             raise
-        rest = b""
-        for piece in pieces:
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in filter(None, lines):
-                try:
-                    change = json.loads(line)
-                    kind, item = change["type"], change["object"]
-                    item["metadata"]["resourceVersion"]
-                except (ValueError, KeyError, TypeError):
-                    raise _GoneError from None  # an ERROR, mostly 410: a new list shows what is
-                if kind == "ERROR":
-                    raise _GoneError
-                yield kind, item
+        for line in filter(None, _whole_lines(pieces)):
+            try:
+                change = json.loads(line)
+                kind, item = change["type"], change["object"]
+                item["metadata"]["resourceVersion"]
+            except (ValueError, KeyError, TypeError):
+                raise _GoneError from None  # an ERROR, mostly 410: a new list shows what is
+            if kind == "ERROR":
+                raise _GoneError
+            yield kind, item
 
     def stream_log(
         self,
@@ -193,10 +190,7 @@ class KubernetesApi:
         follow: bool = False,
         timestamps: bool = True,
     ) -> Iterator[bytes]:
-        """What a container printed, in pieces of whatever size, until it ends or the connection does.
-
-        A connection that breaks, or is silent for a minute, ends the iterator without an error;
-        ``since_time`` goes on from there.
+        """What a container printed, in pieces of whatever size, until it ends.
 
         Args:
             since_time: RFC 3339; the API cuts it to whole seconds.
@@ -205,7 +199,9 @@ class KubernetesApi:
         Raises:
             ApiNotFound: no such pod.
             ApiInvalid: the container has not started.
-            ApiForbidden, ApiUnanswered: as for ``get``.
+            ApiForbidden: as for ``get``.
+            ApiUnanswered: likewise, and when the connection breaks or is silent for a minute; ``since_time``
+                goes on from there.
         """
         query: dict[str, str | int] = {"container": container}
         flags = {"timestamps": timestamps, "follow": follow}
@@ -242,6 +238,17 @@ class KubernetesApi:
                 next_step="check the server's address in the kubeconfig",
             )
         return answer
+
+
+def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines of a stream until it ends or breaks; what follows the last line end is left out."""
+    rest = b""
+    try:
+        for piece in pieces:
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+    except ApiUnanswered:
+        return
 
 
 class _GoneError(Exception):

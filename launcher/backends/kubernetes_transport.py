@@ -56,7 +56,7 @@ class Transport:
     def pieces(
         self, path: str, query: Query, *, accept: str = "application/json", read_timeout_s: float
     ) -> Iterator[bytes]:
-        """An answer as it comes, which may take long; a connection that breaks only ends it.
+        """An answer as it comes, which may take long.
 
         The request is sent at once, not at the first piece.
 
@@ -64,7 +64,7 @@ class Transport:
             read_timeout_s: the longest silence.
 
         Raises:
-            ApiError: any answer but success, or none.
+            ApiError: any answer but success, or none; ApiUnanswered also later, when the connection breaks.
         """
         response = self._open("GET", path, query, accept=accept, read_timeout_s=read_timeout_s)
 
@@ -72,8 +72,8 @@ class Transport:
             with _Closing(response):
                 try:
                     yield from response.stream(_PIECE_BYTES)
-                except _TRANSPORT_ERRORS:
-                    return
+                except _TRANSPORT_ERRORS as error:
+                    raise _unanswered(self.place, error, sent=True) from None
 
         return stream()
 

@@ -22,31 +22,20 @@ from hypothesis import strategies as st
 from launcher import __version__
 from launcher.presets import PresetLibrary
 from tests.charts.conftest import CHART
+from tests.charts.rights import (
+    KUBERAY_RIGHTS,
+    KUEUE_RIGHTS,
+    LAUNCHER_RIGHTS,
+    NODE_RIGHTS,
+    READER_RIGHTS,
+    Rights,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 CORE_GROUPS = ("v1", "rbac.authorization.k8s.io/v1")
-
-READ = {"get", "list", "watch"}
-#: (group, resource) -> verbs: what the launcher does on a cluster, and nothing else.
-LAUNCHER_RIGHTS: dict[tuple[str, str], set[str]] = {
-    ("batch", "jobs"): READ | {"create", "patch"},
-    ("", "pods"): READ,
-    ("", "pods/log"): {"get"},
-    ("", "events"): READ,
-    ("", "persistentvolumeclaims"): {"get", "list"},
-    ("", "resourcequotas"): {"get", "list"},
-    ("", "serviceaccounts"): {"get"},
-}
-KUBERAY_RIGHTS = {("ray.io", "rayjobs"): READ | {"create", "patch"}, ("ray.io", "rayclusters"): READ}
-KUEUE_RIGHTS = {
-    ("kueue.x-k8s.io", "workloads"): READ | {"patch"},
-    ("kueue.x-k8s.io", "localqueues"): {"get", "list"},
-}
-READER_RIGHTS = {("", "pods"): READ | {"create", "delete"}, ("", "pods/exec"): {"create", "get"}}
-NODE_RIGHTS = {("", "nodes"): {"get", "list"}}
 
 
 def documents(case: str) -> list[dict[str, Any]]:
@@ -57,9 +46,9 @@ def of_kind(case: str, kind: str) -> list[dict[str, Any]]:
     return [d for d in documents(case) if d["kind"] == kind]
 
 
-def rights(role: dict[str, Any]) -> dict[tuple[str, str], set[str]]:
+def rights(role: dict[str, Any]) -> Rights:
     """A role's rules as a table; a rule may not name objects, or the table would say too much."""
-    table: dict[tuple[str, str], set[str]] = {}
+    table: Rights = {}
     for rule in role["rules"]:
         assert set(rule) == {"apiGroups", "resources", "verbs"}
         for group in rule["apiGroups"]:

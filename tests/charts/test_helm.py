@@ -16,8 +16,9 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.charts.conftest import CHART, Helm, built, template_words
+from tests.charts.conftest import CHART, Helm, template_words
 from tests.charts.test_chart import CASES, GOLDEN, documents
+from tests.cluster.bench import programs
 
 pytestmark = pytest.mark.slow
 
@@ -170,12 +171,11 @@ def strict(schema: Any) -> Any:
 
 @pytest.mark.parametrize("case", ["kai", "kueue", "everything"])
 def test_queues_fit_their_resource_definitions(case: str) -> None:
-    definitions = [
-        definition
-        for file in built("crds").rglob("*queues.yaml")
-        for definition in yaml.safe_load_all(file.read_text())
-        if definition and definition["kind"] == "CustomResourceDefinition"
-    ]
+    try:
+        files = [*programs.crds("kai"), *programs.crds("kueue")]
+    except programs.NoProgramError as error:
+        pytest.skip(str(error))
+    definitions = [yaml.safe_load(file.read_text()) for file in files if file.stem.endswith("queues")]
     queues = [d for d in documents(case) if d["kind"] in ("Queue", "LocalQueue")]
     assert queues
     for queue in queues:

@@ -124,7 +124,7 @@ def test_placement_comes_from_the_cluster_settings() -> None:
     [
         ("cluster.priority_class=urgent", "Run:ai has no class 'urgent'"),
         ("cluster.tolerations=[{operator: Exists}]", "a toleration of one key only"),
-        (f"verl.+trainer.note={'x' * 100_000}", "a training takes 100000 at most"),
+        (f"verl.+trainer.note={'x' * 100_000}", "100000 is the most on a cluster"),
     ],
 )
 def test_what_a_training_cannot_say_is_refused(sets: str, told: str) -> None:
