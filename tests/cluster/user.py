@@ -19,7 +19,6 @@ from tests.cluster.bench.waiting import until
 
 CLAIM = "infl-artifacts"
 TIMEOUT_S = 300.0
-ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
 @dataclass(frozen=True)
@@ -85,23 +84,46 @@ class User:
         output, _ = self.ended(self.start(*words, "--output", "json"), code)
         return json.loads(output)
 
-    def submit(self, run: str, *words: str, code: int = 0, image: str = "bench/real:1") -> str:
-        """A run of two steps that needs no GPU; ``image`` says which trainer runs."""
-        options = ("--preset", "alltoken-timing", "--overlay", "tiny-cpu", "--name", run)
-        return self.launcher("submit", *options, "--set", f"cluster.image={image}", *words, code=code)
+    def submit(self, run: str, image: str, *words: str, code: int = 0) -> str:
+        """A run of two steps on eight GPUs, with two charged retries."""
+        return self.launcher(*self.submit_words(run, image), *words, code=code)
 
-    def state(self, run: str) -> str:
-        state: str = self.document("status", run)["state"]
-        return state
+    def submit_words(self, run: str, image: str) -> tuple[str, ...]:
+        settings = {
+            "cluster.image": image,
+            "training.total_steps": "2",
+            "wandb.mode": "disabled",
+            "retry.backoff_limit": "2",
+            "retry.grace_period_s": "5",
+        }
+        sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+        return ("submit", "--preset", "smoke", "--name", run, *sets)
+
+    def status(self, run: str) -> Any:
+        return self.document("status", run)
 
     def wait_for_state(self, run: str, *states: str, timeout_s: float = 60.0) -> Any:
         """The status document, once the state is one of these."""
 
         def reached() -> Any:
-            status = self.document("status", run)
+            status = self.status(run)
             return status if status["state"] in states else None
 
         return until(reached, f"run {run} {' or '.join(states)}", timeout_s=timeout_s, every_s=0.2)
+
+    def wait_for_reason(self, run: str, words: str) -> Any:
+        """The status document, once its reason contains these words."""
+
+        def told() -> Any:
+            status = self.status(run)
+            return status if words in status["reason"] else None
+
+        return until(told, f"run {run}: {words}", every_s=0.2)
+
+    def wait_for_attempt(self, run: str, number: int, words: str) -> None:
+        """Until an attempt has these words in its log: it is where a fault shall meet it."""
+        log = self.paths(run).log(number)
+        until(lambda: log.exists() and words in log.read_text(), f"{words!r} in {log}")
 
     def paths(self, run: str) -> RunPaths:
         return RunPaths.of(self.root, run)
