@@ -97,7 +97,7 @@ def _pod_queue_labels(cluster: Mapping[str, Any]) -> dict[str, str]:
 
 def _node_selector(hardware: Mapping[str, Any], cluster: Mapping[str, Any], num_gpus: int) -> dict[str, str]:
     product = {PRODUCT_LABEL: hardware["gpu_product"]} if num_gpus and hardware["gpu_product"] else {}
-    return product | cluster["node_selector"]
+    return {**product, **cluster["node_selector"]}
 
 
 def _resources(hardware: Mapping[str, Any], cluster: Mapping[str, Any], num_gpus: int) -> dict[str, str]:

@@ -42,7 +42,7 @@ class KubernetesBackend:
         hardware, cluster = run.spec["hardware"], run.spec["cluster"]
         lacking = []
         if hardware["nodes"] > 1:
-            lacking.append(f"{hardware['nodes']} nodes, and a Job has one; --backend kuberay runs it")
+            lacking.append(f"{hardware['nodes']} nodes; a Job has one, so use --backend kuberay")
         if cluster["node_pools"]:
             lacking.append(
                 "the node pools of cluster.node_pools, which only the backend runai knows; here "
@@ -59,7 +59,7 @@ class KubernetesBackend:
         except ApiNotFound:
             return None
         raise BackendError(
-            f"a Job named '{run}' that is no run of the launcher's is in namespace '{self._reader.namespace}'",
+            f"the name '{run}' is taken in namespace '{self._reader.namespace}' by a Job that is no run",
             next_step="choose another --name or --suffix",
         )
 

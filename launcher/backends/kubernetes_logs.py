@@ -1,4 +1,4 @@
-"""Attempts of a run on the cluster, and their logs: the run directory's where it is readable, else the pods'."""
+"""Attempts of a run on the cluster and their logs: the run directory's if it is readable, else the pods'."""
 
 from __future__ import annotations
 

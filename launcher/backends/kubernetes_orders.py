@@ -1,4 +1,4 @@
-"""Orders to the cluster: create a run's Job or adopt it, cancel it, suspend it, resume it; never delete it."""
+"""Orders to the cluster: create a run's Job or adopt it, cancel, suspend, resume; never delete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from launcher.backends.kubernetes_errors import ApiConflict, ApiForbidden, ApiNo
 from launcher.backends.kubernetes_reading import JobReader, RunJobs, document
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL, TEMPLATE, job_values
-from launcher.places import suggest
 from launcher.render import parse_manifest, render_template
 from launcher.states import BackendFacts
 
@@ -48,7 +47,7 @@ class JobOrders:
                 return created
         raise BackendError(
             f"the Jobs of run '{run.run}' keep changing while this one is submitted",
-            next_step=f"see `{suggest('status', run.run)}`, then submit again",
+            next_step="see what status says, then submit again",
         )
 
     def _require_same_spec(self, generation: Generation, run: RunSpec) -> None:
@@ -65,7 +64,7 @@ class JobOrders:
             raise BackendError(
                 f"run '{jobs.run}' is being cancelled",
                 why=living[0].where + " is still stopping" if living else "its Job has not ended yet",
-                next_step="submit again when it has ended: " + suggest("status", jobs.run, "--wait"),
+                next_step="submit again when it has ended; status --wait tells when",
             )
         if not status.ended:
             return False
@@ -73,7 +72,7 @@ class JobOrders:
             raise BackendError(
                 f"run '{jobs.run}' cannot be started again yet: {living[0].where} is still stopping",
                 why="two pods of one run would write the same directory",
-                next_step=f"submit again when it is gone; `{suggest('status', jobs.run)}` says what it waits for",
+                next_step="submit again when it is gone",
             )
         return True
 
@@ -94,8 +93,8 @@ class JobOrders:
             return True
         if run.run not in generations_by_run([there]):
             raise BackendError(
-                f"a Job named '{name}' that is no run of the launcher's, or another run's, is in namespace "
-                f"'{self._reader.namespace}'",
+                f"the name '{name}' is taken in namespace '{self._reader.namespace}' by a Job that is another "
+                "run's, or none of the launcher's",
                 next_step="choose another --name or --suffix",
             )
         return None

@@ -91,7 +91,7 @@ def _watch_all(site: Site, statuses: list[RunStatus], timeout_s: float | None) -
             except BackendError as error:
                 if site.local:
                     raise
-                statuses = [_unknown(status, error) for status in statuses]
+                statuses = [status if status.settled else _unknown(status, error) for status in statuses]
 
 
 def _unknown(status: RunStatus, error: BackendError) -> RunStatus:

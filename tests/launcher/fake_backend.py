@@ -1,7 +1,7 @@
 """A cluster in memory that keeps the protocol of ``launcher.backends``, for tests of what stands above it.
 
 Its server holds one object a generation of a run, as a cluster does: none is deleted for a submit, a new one
-is made when the last has ended. What happens on the cluster is for the test to say: :meth:`FakeBackend.becomes`.
+is made when the last has ended. What happens on the cluster is for the test to say: `FakeBackend.becomes`.
 """
 
 from __future__ import annotations
