@@ -197,7 +197,10 @@ def _observe(site: Site, run: str, paths: RunPaths | None) -> tuple[BackendFacts
         return facts, directory
     document = facts.document
     if document is None and facts.phase is not Phase.UNREACHABLE:
-        document = site.backend.document(run)
+        try:
+            document = site.backend.document(run)
+        except BackendError as error:  # it went away between the two questions
+            facts = BackendFacts(backend=facts.backend, phase=Phase.UNREACHABLE, reason=str(error))
     return facts, facts_without_directory(run, document, site.options, why=why)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from influence.rundir import AttemptRecord, RunDirError, RunPaths, classify, describe, read_attempt
+from influence.rundir import AttemptRecord, RunPaths, classify, describe
 from launcher.backends import AttemptFacts, Event, journal
+from launcher.backends.attempt_records import merged, readable_records
 
 _DECIDED = {
     "retry": "started again",
@@ -25,7 +26,7 @@ def attempt_facts(paths: RunPaths) -> Sequence[AttemptFacts]:
     Raises:
         StorageError: the run directory cannot be listed.
     """
-    records = _records(paths)
+    records = readable_records(paths)
     found: list[AttemptFacts] = []
     host = ""
     pids: list[int] = []
@@ -43,10 +44,10 @@ def attempt_facts(paths: RunPaths) -> Sequence[AttemptFacts]:
             found[-1] = _ended(found[-1], event)
         elif kind == "decided" and found:
             found[-1] = replace(found[-1], decision=_decision(event))
-    numbered = [_with_record(facts, pid, records) for facts, pid in zip(found, pids, strict=True)]
-    told = {facts.number for facts in numbered}
-    untold = [_of_record(record) for number, record in records.items() if number not in told]
-    return sorted([*numbered, *untold], key=lambda facts: facts.started_at or "")
+    numbered = [
+        replace(facts, number=_number(facts, pid, records)) for facts, pid in zip(found, pids, strict=True)
+    ]
+    return merged(numbered, records)
 
 
 def events(paths: RunPaths) -> Sequence[Event]:
@@ -73,16 +74,6 @@ def _is_warning(event: Mapping[str, Any]) -> bool:
     return event.get("event") == "survivors" or event.get("outcome") == "failed"
 
 
-def _records(paths: RunPaths) -> dict[int, AttemptRecord]:
-    records = {}
-    for number in paths.attempt_numbers():
-        try:
-            records[number] = read_attempt(paths, number)
-        except RunDirError:  # torn by a dying disk: the journal alone tells then
-            continue
-    return records
-
-
 def _ended(facts: AttemptFacts, event: Mapping[str, Any]) -> AttemptFacts:
     code, number = event.get("exit_code"), event.get("attempt")
     if not isinstance(code, int) or not -64 <= code <= 255:
@@ -105,39 +96,20 @@ def _decision(event: Mapping[str, Any]) -> str:
         words += f" after {wait_s:g} s"
     if decision != "succeed":
         words += ", charged" if event.get("charged") is True else ", not charged"
-    return f"{words}: {reason}"
+    # What ended the attempt stands before the last "; ", and is told by itself.
+    return f"{words}: {reason if decision == 'succeed' else reason.rpartition('; ')[2]}"
 
 
-def _with_record(facts: AttemptFacts, pid: int, records: Mapping[int, AttemptRecord]) -> AttemptFacts:
-    """The number and the trainer's own words, where its record is known to be this process's."""
-    number = facts.number
-    if number is None:
-        own = [
-            number
-            for number, record in records.items()
-            if record.pid == pid and facts.where.endswith(f" on host {record.host}")
-        ]
-        number = max(own, default=None)
-    record = None if number is None else records.get(number)
-    if record is None:
-        return facts
-    facts = replace(facts, number=number)
-    if record.reason and facts.ended_by is not None and record.reason not in facts.ended_by:
-        facts = replace(facts, ended_by=f"{facts.ended_by}: {record.reason}")
-    return facts
-
-
-def _of_record(record: AttemptRecord) -> AttemptFacts:
-    ended_by = None if record.exit_code is None else describe(record.exit_code)
-    return AttemptFacts(
-        where=f"process {record.pid} on host {record.host}",
-        number=record.number,
-        started_at=record.started_at,
-        ended_at=record.ended_at,
-        exit_code=record.exit_code,
-        ended_by=f"{ended_by}: {record.reason}" if ended_by and record.reason else ended_by,
-        verdict=None if record.exit_code is None else classify(record.exit_code),
+def _number(facts: AttemptFacts, pid: int, records: Mapping[int, AttemptRecord]) -> int | None:
+    """The number that the process claimed; None where it claimed none."""
+    if facts.number is not None:
+        return facts.number
+    own = (
+        number
+        for number, record in records.items()
+        if record.pid == pid and facts.where.endswith(f" on host {record.host}")
     )
+    return max(own, default=None)
 
 
 def _at(event: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from launcher.commands.options import Place, output_option, place_options
+from launcher.commands.options import Place, output_option, place_options, timeout_option
 from launcher.errors import BackendError, ExitCode
 from launcher.lifecycle import run_status
 from launcher.output import emit, note
@@ -14,10 +14,7 @@ from launcher.states import State
 
 @click.command("cancel")
 @click.argument("run")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS",
-    help="How long to wait for the end; by default the run's grace period and a minute.",
-)  # fmt: skip
+@timeout_option
 @place_options
 @output_option
 def command(run: str, timeout_s: float | None, place: Place, output_format: str) -> int:
@@ -31,7 +28,8 @@ def command(run: str, timeout_s: float | None, place: Place, output_format: str)
     if before.state is State.UNKNOWN and before.settled:
         raise BackendError(f"run '{run}' cannot be cancelled: {before.reason}")
     if before.state is State.UNKNOWN:
-        note(f"{run}: {before.reason}; the request is left in {before.run_dir} for it, and its end awaited")
+        where = f" in {before.run_dir}" if before.run_dir else ""
+        note(f"{run}: {before.reason}; the request is left{where} for it, and its end awaited")
     try:
         with run_dir_errors():
             site.backend.cancel(run, timeout_s=timeout_s)
@@ -49,7 +47,9 @@ def command(run: str, timeout_s: float | None, place: Place, output_format: str)
 
     def plain() -> list[str]:
         if changed:
-            kept = f"{after.steps_committed} of {after.total_steps} steps are committed and kept"
+            kept = "committed steps are kept"
+            if after.total_steps is not None:
+                kept = f"{after.steps_committed} of {after.total_steps} steps are committed and kept"
             return [f"{run}: cancelled; {kept}"]
         return [f"{run}: already {after.state} ({after.reason}); nothing to cancel"]
 

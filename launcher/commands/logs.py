@@ -14,7 +14,7 @@ import click
 
 from launcher.backends import Backend
 from launcher.commands.options import Place, output_option, place_options
-from launcher.errors import ExitCode, NotFoundError
+from launcher.errors import BackendError, ExitCode, NotFoundError
 from launcher.lifecycle import run_status
 from launcher.output import note, printable
 from launcher.rundir_errors import run_dir_errors
@@ -84,15 +84,26 @@ def _followed(site: Site, run: str, only: int | None) -> Iterator[tuple[int, byt
     Whether the run goes on is asked before the log is read, so that what it wrote last is not missed.
     """
     current, offset_bytes = only, 0
+    cut_off = False
     while True:
         status = run_status(site, run)
-        attempts = list(site.backend.attempts(run))
-        if current is None and attempts:
-            current = attempts[-1]
-        if current is not None:
-            for piece in _whole(site.backend, run, current, offset_bytes):
-                offset_bytes += len(piece)
-                yield current, piece
+        try:
+            attempts = list(site.backend.attempts(run))
+            if current is None and attempts:
+                current = attempts[-1]
+            if current is not None:
+                for piece in _whole(site.backend, run, current, offset_bytes):
+                    offset_bytes += len(piece)
+                    yield current, piece
+        except BackendError as error:
+            if site.local:
+                raise
+            if not cut_off:  # told once; it goes on where it stopped
+                note(f"-- cut off: {error}; trying again --")
+            cut_off = True
+            time.sleep(_POLL_S)
+            continue
+        cut_off = False
         later = [number for number in attempts if current is not None and number > current]
         if later:
             if only is not None:

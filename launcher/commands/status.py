@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import click
 
 from launcher.commands.options import Place, output_option, place_options
-from launcher.errors import ExitCode, UsageError
+from launcher.errors import BackendError, ExitCode, UsageError
 from launcher.lifecycle import run_status, run_statuses
 from launcher.output import emit, note, one_line, table
 from launcher.progress import age, follow, live_lines, progress_parts, wandb_line
 from launcher.site import Site
-from launcher.states import RunStatus
+from launcher.states import RunStatus, State
 
 _WAIT_POLL_S = 0.5
 _WATCH_POLL_S = 2.0
@@ -85,11 +86,22 @@ def _watch_all(site: Site, statuses: list[RunStatus], timeout_s: float | None) -
             if late or all(status.settled for status in statuses):
                 return statuses
             time.sleep(_WATCH_POLL_S)
-            statuses = run_statuses(site)
+            try:
+                statuses = run_statuses(site)
+            except BackendError as error:
+                if site.local:
+                    raise
+                statuses = [status if status.settled else _unknown(status, error) for status in statuses]
+
+
+def _unknown(status: RunStatus, error: BackendError) -> RunStatus:
+    """A run as it was last seen, while the server does not answer; nothing but its state is forgotten."""
+    return replace(status, state=State.UNKNOWN, reason=str(error), next_command=None, settled=False)
 
 
 def table_lines(statuses: list[RunStatus]) -> list[str]:
     """One line a run."""
+    headers = ["RUN", "STATE", "STEPS", "ATTEMPT", "LAST STEP", "W&B", "REASON"]
     rows = [
         [
             status.run,
@@ -97,11 +109,15 @@ def table_lines(statuses: list[RunStatus]) -> list[str]:
             "-" if status.total_steps is None else f"{status.steps_committed}/{status.total_steps}",
             "-" if status.attempt is None else str(status.attempt),
             "-" if status.last_step_age_s is None else f"{age(status.last_step_age_s)} ago",
+            status.wandb_url or "-",
             status.reason,
         ]
         for status in statuses
     ]
-    return table(["RUN", "STATE", "STEPS", "ATTEMPT", "LAST STEP", "REASON"], rows, right=(2, 3))
+    if not any(status.wandb_url for status in statuses):
+        for row in (headers, *rows):
+            del row[5]
+    return table(headers, rows, right=(2, 3))
 
 
 def detail_lines(status: RunStatus) -> list[str]:

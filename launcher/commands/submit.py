@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ from launcher.lifecycle import Action, Plan, carry_out, plan_submit, require_roo
 from launcher.output import emit, note
 from launcher.places import suggest
 from launcher.progress import LastLogLine, follow
+from launcher.working_tree import require_published
 
 if TYPE_CHECKING:
     from launcher.site import Site
@@ -24,18 +26,28 @@ if TYPE_CHECKING:
 @click.command("submit")
 @run_options
 @click.option(
-    "--backend", "backend_name", type=click.Choice(list(BACKENDS)), default="local", show_default=True,
-    help="Where the run executes.",
+    "--backend", type=click.Choice(list(BACKENDS)),
+    help="What the cluster must be; without --cluster, a cluster of this kind is chosen.",
 )  # fmt: skip
 @click.option(
     "--follow", "follow_run", is_flag=True,
     help="Show progress until the run ends: exit 0, 100 failed, 103 cancelled.",
 )  # fmt: skip
+@click.option(
+    "--allow-dirty", is_flag=True,
+    help="To a cluster, from code that is not committed and pushed: store the patch in the run.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @place_options
 @output_option
 def command(
-    request: RunRequest, backend_name: str, follow_run: bool, dry_run: bool, place: Place, output_format: str
+    request: RunRequest,
+    backend: str | None,
+    follow_run: bool,
+    allow_dirty: bool,
+    dry_run: bool,
+    place: Place,
+    output_format: str,
 ) -> int:
     """Start a run of a preset, or adopt the one that exists.
 
@@ -43,13 +55,18 @@ def command(
     was cancelled or lost its supervisor is started again with fresh retries; a complete one is done.
     The same name with another spec is refused with the difference, and nothing is changed.
     """
-    site = place.open()
-    run = request.resolve()
+    profile = place.profile(backend)
+    run = request.resolve(profile)
+    site = place.open(profile)
     plan = plan_submit(site, run)
     if plan.action.starts:
+        if not site.local:
+            plan = replace(plan, run=require_published(run, allow_dirty=allow_dirty))
         require_room(site, run, request_words(request))
     if dry_run:
-        emit(output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan, request))
+        emit(
+            output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan, request, site)
+        )
         return int(ExitCode.OK)
     return submit(site, plan, follow_run=follow_run, output_format=output_format)
 
@@ -106,13 +123,17 @@ def _plan_document(plan: Plan) -> dict[str, object]:
     }
 
 
-def _plan_lines(plan: Plan, request: RunRequest) -> list[str]:
+def _plan_lines(plan: Plan, request: RunRequest, site: Site) -> list[str]:
+    settings = [request.preset, *_settings_words(request)]
+    spec = suggest("presets", "show", *settings)
+    if not site.local:  # whose profile has a part in it
+        spec = suggest("render", "--preset", *settings, *site.profile.options)
     verb = "would start it" if plan.action.starts else "would start nothing"
     return [
         f"{plan.sentence}; submit {verb}",
         *([f"directory: {plan.run_dir}"] if plan.run_dir else []),
         f"spec hash: {plan.run.spec_hash}",
-        f"see the spec: {suggest('presets', 'show', request.preset, *_settings_words(request))}",
+        f"see the spec: {spec}",
         "dry run: nothing was changed",
     ]
 

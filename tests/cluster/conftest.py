@@ -10,6 +10,7 @@ import pytest
 from tests.cluster.bench import programs
 from tests.cluster.bench.bench import Bench
 from tests.cluster.bench.namespace import Namespace
+from tests.cluster.user import User
 
 #: Two nodes, as the smallest cluster that has somewhere else to go.
 NODES = ("gpu-0", "gpu-1")
@@ -45,6 +46,12 @@ def namespace(bench: Bench) -> Iterator[Namespace]:
     """A fresh namespace."""
     with bench.namespace() as namespace:
         yield namespace
+
+
+@pytest.fixture
+def user(bench: Bench, namespace: Namespace, tmp_path: Path) -> User:
+    """Somebody with the launcher, and a namespace that is prepared for runs."""
+    return User.of(bench, namespace, tmp_path / "home")
 
 
 @pytest.fixture(scope="session")

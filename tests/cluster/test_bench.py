@@ -141,10 +141,7 @@ def test_a_pod_that_finds_no_gpus_says_so_in_the_schedulers_words(namespace: Nam
 
 
 def test_a_quota_refuses_a_pod_and_the_job_says_so(namespace: Namespace) -> None:
-    quota = {"metadata": {"name": "gpus"}, "spec": {"hard": {f"requests.{GPU_RESOURCE}": "4"}}}
-    namespace.api.create(f"{namespace.core}/resourcequotas", quota)
-    path = f"{namespace.core}/resourcequotas/gpus"
-    until(lambda: namespace.api.get(path).get("status", {}).get("hard"), "the quota's status")
+    namespace.create_quota("gpus", {f"requests.{GPU_RESOURCE}": "4"})
     create(namespace, job("over", "exit 0", num_gpus=8))
 
     def refusals() -> list[str]:
@@ -156,13 +153,11 @@ def test_a_quota_refuses_a_pod_and_the_job_says_so(namespace: Namespace) -> None
 
 def test_a_higher_priority_preempts(bench: Bench, namespace: Namespace) -> None:
     bench.add_node("contested", labels={"pool": "contested"})
-    classes = {"low": 1, "high": 1000}
-    for name, value in classes.items():
-        body = {"metadata": {"name": f"{namespace.name}-{name}"}, "value": value}
-        bench.api.create("/apis/scheduling.k8s.io/v1/priorityclasses", body)
+    bench.create_priority("low", 1)
+    bench.create_priority("high", 1000)
 
     def prioritised(name: str) -> Json:
-        pod = {"priorityClassName": f"{namespace.name}-{name}", "nodeSelector": {"pool": "contested"}}
+        pod = {"priorityClassName": name, "nodeSelector": {"pool": "contested"}}
         return job(name, UNTIL_TERMINATED, num_gpus=8, pod=pod, podFailurePolicy=FAIL_ON_42)
 
     try:

@@ -134,6 +134,12 @@ class Bench:
 
             until(established, f"CRD {name} established")
 
+    def create_priority(self, name: str, value: int) -> None:
+        """A priority class; harmless when repeated."""
+        with tolerated(409):
+            body = {"metadata": {"name": name}, "value": value}
+            self.api.create("/apis/scheduling.k8s.io/v1/priorityclasses", body)
+
     # Faults
 
     @contextlib.contextmanager

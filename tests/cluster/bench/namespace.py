@@ -85,6 +85,15 @@ class Namespace:
             },
         )
 
+    def create_quota(self, name: str, hard: Mapping[str, str]) -> str:
+        """A quota that is in force; returns its path."""
+        quotas = f"{self.core}/resourcequotas"
+        self.api.create(quotas, {"metadata": {"name": name}, "spec": {"hard": dict(hard)}})
+        until(
+            lambda: self.api.get(f"{quotas}/{name}").get("status", {}).get("hard"), f"quota {name} in force"
+        )
+        return f"{quotas}/{name}"
+
     def service_account_kubeconfig(self, account: str) -> Path:
         """A kubeconfig with a token of a service account, valid for an hour."""
         path = f"{self.core}/serviceaccounts/{account}/token"

@@ -16,19 +16,17 @@ Json = dict[str, Any]
 #: ("secrets" | "configmaps", name) -> the object, or None
 Lookup = Callable[[str, str], Json | None]
 
-#: What an image would bring: the tests' own Python and this checkout.
-IMAGE = {
-    "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-    "PYTHONPATH": str(CHECKOUT),
-    **{
-        name: os.environ[name]
-        for name in ("LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
-        if name in os.environ
-    },
-}
+_INHERITED = ("LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 _NODE_ADDRESS = "127.0.0.1"
 _REFERENCE = re.compile(r"\$\$|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
 _MAP_ENTRY = re.compile(r"metadata\.(labels|annotations)\['(.+)'\]")
+
+
+def of_image(folder: Path) -> dict[str, str]:
+    """What an image sets: the tests' own Python and this checkout, and before them the image's programs."""
+    path = (str(folder / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {"PATH": ":".join(path), "PYTHONPATH": str(CHECKOUT), **inherited}
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:

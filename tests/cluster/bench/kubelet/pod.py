@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.cluster.bench.images import image_folder
 from tests.cluster.bench.kubelet import environment, times, volumes
 from tests.cluster.bench.kubelet.container import Container
 
@@ -74,7 +75,8 @@ class PodRun:
         mounts = volumes.folders(self.pod, container.spec, self.folder, self._claim_folder)
         own = environment.variables(self.pod, container.spec, self._lookup)
         own = {name: volumes.rewritten(value, mounts) for name, value in own.items()}
-        return environment.IMAGE | {"HOME": str(self.folder), "HOSTNAME": self.name} | own, mounts
+        own = {"HOME": str(self.folder), "HOSTNAME": self.name} | own
+        return environment.of_image(image_folder(self.node.folder, container.spec["image"])) | own, mounts
 
     def _run(self) -> None:
         try:
