@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from influence.rundir.spec import RunSpec, canonical_json
+from launcher.backends.run_document import MAX_BYTES as MAX_RUN_JSON_BYTES
 from launcher.errors import SpecError, UsageError
 from launcher.git import patch, published_commit
-from launcher.kubernetes_values import MAX_RUN_JSON_BYTES
 from launcher.resources import checkout_dir
 from launcher.secrets import holds_secret
 

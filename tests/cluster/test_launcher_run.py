@@ -34,7 +34,7 @@ def test_a_run_is_submitted_watched_and_collected(bench: Bench, user: User) -> N
     user.submit(RUN, trainer)
     user.launcher("status", RUN, "--wait")
     status = user.status(RUN)
-    assert (status["state"], status["steps"]["committed"], status["backend"]) == (
+    assert (status["state"], status["steps_committed"], status["backend"]) == (
         "SUCCEEDED",
         2,
         "kubernetes",
@@ -112,7 +112,7 @@ def test_a_suspended_run_gives_its_node_back_and_goes_on_later(bench: Bench, use
     assert not [pod for pod in user.namespace.job_pods(RUN) if pod["status"]["phase"] == "Running"]
     user.launcher("resume", RUN)
     user.launcher("status", RUN, "--wait")
-    assert user.status(RUN)["steps"]["committed"] == 2
+    assert user.status(RUN)["steps_committed"] == 2
 
 
 def test_a_cancelled_run_keeps_its_job_and_starts_again_as_another(bench: Bench, user: User) -> None:
@@ -125,7 +125,7 @@ def test_a_cancelled_run_keeps_its_job_and_starts_again_as_another(bench: Bench,
     user.submit(RUN, trainer)
     user.launcher("status", RUN, "--wait")
     assert sorted(job["metadata"]["name"] for job in jobs(user)) == [RUN, f"{RUN}-r2"]
-    assert user.status(RUN)["steps"]["committed"] == 2
+    assert user.status(RUN)["steps_committed"] == 2
 
 
 def test_an_image_that_cannot_be_pulled_is_stalled_and_named(user: User) -> None:
@@ -165,7 +165,7 @@ def test_a_higher_priority_preempts_uncharged(bench: Bench, user: User) -> None:
     finally:
         bench.remove_node("contested")
     assert user.namespace.job("infl-low")["status"].get("failed", 0) == 0
-    assert "preempted" in user.launcher("explain", "infl-low").lower()
+    assert "Preempted by pod" in user.launcher("events", "infl-low")
 
 
 def test_a_right_that_is_missing_is_named(bench: Bench, user: User) -> None:

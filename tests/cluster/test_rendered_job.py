@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 
 from influence.rundir import load_step
-from tests.cluster.bench.bench import Bench
 from tests.cluster.bench.namespace import Namespace
 from tests.cluster.user import User
 
 
-def test_the_real_trainer_writes_the_run_directory_into_the_claim(
-    bench: Bench, namespace: Namespace, tmp_path: Path
-) -> None:
-    user = User.of(bench, namespace, tmp_path / "home")
+def test_the_real_trainer_writes_the_run_directory_into_the_claim(namespace: Namespace, user: User) -> None:
     options = ("--preset", "smoke", "--overlay", "tiny-cpu", "--name", "infl-rendered")
     settings = ("--set", "training.total_steps=1", "--set", "hardware.ranks_per_node=1")
     job = yaml.safe_load(user.launcher("render", *options, *settings))
