@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import yaml
+
 from tests.cluster.bench.api import Json
 from tests.cluster.bench.bench import Bench
 from tests.cluster.fake_trainer_image import fake_trainer_image
@@ -42,7 +44,7 @@ def test_a_run_is_submitted_watched_and_collected(bench: Bench, user: User) -> N
     (pod,) = user.namespace.pods(f"infl/run={RUN}")
     assert pod["spec"]["nodeName"].startswith("gpu-")
     assert "say hello from the pod" in user.launcher("logs", RUN)
-    user.launcher("collect", RUN)
+    user.launcher("collect", "--run", RUN)
     assert (user.home / "results" / RUN / "steps" / "step_000002.npz").exists()
     assert "complete" in user.submit(RUN, trainer)  # and nothing is started again
     assert len(jobs(user)) == 1
@@ -171,7 +173,10 @@ def test_a_higher_priority_preempts_uncharged(bench: Bench, user: User) -> None:
 def test_a_right_that_is_missing_is_named(bench: Bench, user: User) -> None:
     user.namespace.create_service_account("guest")
     user.namespace.grant("guest", [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list"]}])
-    user.describe_cluster(user.namespace.service_account_kubeconfig("guest"))
-    words = user.submit(RUN, image(bench, user, COMPLETE), code=5)
+    guest = user.namespace.service_account_kubeconfig("guest")
+    user.describe_cluster(guest)
+    words = user.launcher("--debug", *user.submit_words(RUN, image(bench, user, COMPLETE)), code=5)
     assert "create" in words and "jobs" in words
+    token = yaml.safe_load(guest.read_text())["users"][0]["user"]["token"]
+    assert token not in words and token[-40:] not in words
     assert jobs(user) == []

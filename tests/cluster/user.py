@@ -51,9 +51,10 @@ class User:
         return user
 
     def describe_cluster(self, kubeconfig: Path, **more: Any) -> None:
-        """Writes launcher.yaml anew; ``more`` adds to the profile, its ``cluster`` to the section."""
+        """Writes launcher.yaml anew; ``more`` adds to the profile, None takes away."""
         section = {"namespace": self.namespace.name, "claim": CLAIM, **more.pop("cluster", {})}
         profile = {"backend": "kubernetes", "kubeconfig": str(kubeconfig), "root": str(self.root)} | more
+        profile = {key: value for key, value in profile.items() if value is not None}
         document = {"clusters": {"lab": {**profile, "cluster": section}}}
         (self.home / "launcher.yaml").write_text(yaml.safe_dump(document))
 
