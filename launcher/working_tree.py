@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from influence.rundir.spec import RunSpec, canonical_json
-from launcher.backends.run_document import MAX_BYTES as MAX_RUN_JSON_BYTES
+from launcher.backends.run_document import MAX_BYTES
 from launcher.errors import SpecError, UsageError
 from launcher.git import patch, published_commit
 from launcher.resources import checkout_dir
@@ -71,10 +71,10 @@ def require_published(run: RunSpec, *, allow_dirty: bool, top: Path | None = Non
     }
     patched = replace(run, provenance={**run.provenance, "patch": packed})
     size = len(canonical_json(patched.to_dict()))
-    if size > MAX_RUN_JSON_BYTES:
+    if size > MAX_BYTES:
         raise SpecError(
             f"the patch of {gap.top} is too large to be stored in the run: the run document would take "
-            f"{size} bytes, and {MAX_RUN_JSON_BYTES} is the most",
+            f"{size} bytes, and {MAX_BYTES} is the most",
             why="it travels to the pod in an environment variable",
             next_step="commit and push instead",
         )

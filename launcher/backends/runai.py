@@ -20,12 +20,12 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from influence.rundir import ConflictError, RunSpec, difference, validate_run_name
 from launcher.backends import AttemptFacts, Event, Refusal
 from launcher.backends.generations import object_name
 from launcher.backends.runai_client import RunaiClient
-from launcher.backends.runai_logs import open_logs
 from launcher.backends.runai_phases import ENDED, STOPPED, help_for, phase_of, reason_of
 from launcher.backends.runai_refusals import NameTakenError, NotThereError, OutcomeUnknownError
 from launcher.backends.runai_trainings import TRAININGS, Generation, Trainings
@@ -33,6 +33,9 @@ from launcher.errors import BackendError
 from launcher.kubernetes_values import spec_label
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
+
+if TYPE_CHECKING:
+    from launcher.backends.runai_logs import TrainingLogs
 
 _LOOKS = (0.0, 1.0, 2.0, 4.0)  # seconds before each look for what an order may have created
 _POLL_S = 1.0
@@ -70,6 +73,7 @@ class RunaiBackend:
         self._client = client or RunaiClient(profile.runai)
         self._trainings = Trainings(self._client, profile.runai)
         self._sleep = sleep
+        self._logs: TrainingLogs | None = None
 
     def refusal(self, run: RunSpec) -> Refusal | None:
         num_nodes = run.spec["hardware"]["nodes"]
@@ -85,7 +89,7 @@ class RunaiBackend:
         found = self._trainings.of_run(validate_run_name(run))
         newest = found.newest
         if newest is None:
-            if found.foreign is not None:
+            if run in found.foreign:
                 raise self._foreign(run)
             return None
         if newest.document is not None:
@@ -102,12 +106,9 @@ class RunaiBackend:
         if (refusal := self.refusal(run)) is not None:
             raise BackendError(f"run '{run.run}' cannot run on Run:ai", why=f"it needs {refusal.lacking[0]}")
         found = self._trainings.of_run(validate_run_name(run.run))
-        if found.foreign is not None:
-            raise self._foreign(run.run)
         newest = found.newest
-        if newest is None:
-            return self._create(run, 1)
-        self._require_same_spec(newest, run)
+        if newest is not None:
+            self._require_same_spec(newest, run)
         for generation in found.generations:
             facts = self._facts(generation)
             if facts.phase is Phase.STOPPING:
@@ -129,7 +130,10 @@ class RunaiBackend:
                     "still run; nothing was started",
                     next_step="submit again when they have ended",
                 )
-        return self._create(run, newest.number + 1)
+        number = 1 if newest is None else newest.number + 1
+        if object_name(run.run, number) in found.foreign:
+            raise self._foreign(object_name(run.run, number))
+        return self._create(run, number)
 
     def get(self, run: str) -> BackendFacts:
         validate_run_name(run)
@@ -145,10 +149,10 @@ class RunaiBackend:
         return {run: self._facts(each[-1]) for run, each in self._trainings.every().items()}
 
     def attempts(self, run: str) -> Sequence[int]:
-        return open_logs(self._profile, run).attempts()
+        return self._opened_logs().attempts(run)
 
     def read_log(self, run: str, attempt: int, offset_bytes: int) -> bytes:
-        return open_logs(self._profile, run).read(attempt, offset_bytes)
+        return self._opened_logs().read(run, attempt, offset_bytes)
 
     def history(self, run: str) -> Sequence[AttemptFacts]:
         from launcher.backends.runai_story import attempts_of
@@ -194,6 +198,13 @@ class RunaiBackend:
         if doubt is not None and facts.phase is Phase.SUSPENDED:
             raise doubt
         return facts
+
+    def _opened_logs(self) -> TrainingLogs:
+        if self._logs is None:
+            from launcher.backends.runai_logs import TrainingLogs
+
+            self._logs = TrainingLogs(self._profile)
+        return self._logs
 
     def _stop(
         self,
@@ -313,8 +324,8 @@ class RunaiBackend:
         if found.newest is not None:
             return self._facts(found.newest)
         reason = f"project '{self._access.project}' has no run '{run}'"
-        if found.foreign is not None:
-            reason += f"; a workload of that name is there ({found.foreign.id}), and no run of the launcher's"
+        if run in found.foreign:
+            reason += "; a workload of that name is there, and no run of the launcher's"
         return BackendFacts(backend=self.name, phase=Phase.ABSENT, reason=reason)
 
     def _facts(self, generation: Generation) -> BackendFacts:

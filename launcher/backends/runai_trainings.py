@@ -49,8 +49,8 @@ class Found:
 
     generations: list[Generation] = field(default_factory=list)
     """The oldest first."""
-    foreign: Workload | None = None
-    """A workload that has the run's own name and is none of its trainings."""
+    foreign: Mapping[str, Workload] = field(default_factory=dict)
+    """What is there under one of the run's names and is none of its trainings, by name."""
 
     @property
     def newest(self) -> Generation | None:
@@ -103,7 +103,8 @@ class Trainings:
     def every(self) -> dict[str, list[Generation]]:
         """All runs' trainings by run, the oldest first: one listing, and one page of what was deleted."""
         found: dict[str, dict[int, Generation]] = {}
-        listed = [*self._list(deleted=True), *self._list(deleted=False)]  # what is there goes before
+        there = self._list(deleted=False)  # first: one that is deleted between the two is then in both
+        listed = [*self._list(deleted=True), *there]
         names = {each.name for each in listed}
         for each in listed:
             run = _run_of(each, names)
@@ -167,14 +168,14 @@ class Trainings:
             next_step="correct the profile's runai.cluster, or leave it out",
         )
 
-    def _confirmed(self, run: str, *, deleted: bool) -> tuple[list[Generation], Workload | None]:
-        generations, foreign = [], None
+    def _confirmed(self, run: str, *, deleted: bool) -> tuple[list[Generation], dict[str, Workload]]:
+        generations, foreign = [], {}
         for each in self._list(deleted=deleted, run=run):
             confirmed = self._confirm(run, each)
             if confirmed is not None:
                 generations.append(confirmed)
-            elif each.name == run:
-                foreign = each
+            elif generation_number(run, each.name) is not None:
+                foreign[each.name] = each
         return generations, foreign
 
     def _confirm(self, run: str, each: Workload) -> Generation | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from launcher.commands.options import output_option
+from launcher.commands.options import Place, cluster_option, config_option, output_option
 from launcher.commands.preset_options import jobs_option, overlay_option, set_option
 from launcher.errors import ExitCode, SpecError, UsageError
 from launcher.image import ImageReference
@@ -20,7 +20,10 @@ from launcher.output import emit, note
     " preset or an image of another version, 5 nothing could tell the image's version."
 )
 @click.option(
-    "--image", "image_text", metavar="REFERENCE", help="The image; by default the preset's cluster.image."
+    "--image",
+    "image_text",
+    metavar="REFERENCE",
+    help="The image; by default cluster.image of the preset and the cluster.",
 )
 @click.option(
     "--preset", default="base", show_default=True, metavar="NAME", help="A preset by name, or a YAML file."
@@ -28,6 +31,8 @@ from launcher.output import emit, note
 @overlay_option
 @set_option
 @jobs_option
+@cluster_option
+@config_option
 @click.option("--check", is_flag=True, help="Compare the image with this code instead.")
 @click.option("--push", is_flag=True, help="Print the command that pushes, too.")
 @output_option
@@ -37,6 +42,8 @@ def command(
     overlays: tuple[str, ...],
     sets: tuple[str, ...],
     jobs_dirs: tuple[Path, ...],
+    cluster: str | None,
+    config: Path | None,
     check: bool,
     push: bool,
     output_format: str,
@@ -50,25 +57,25 @@ def command(
     """
     if check and push:
         raise UsageError("--check and --push exclude each other", why="--push is a part of the build command")
-    image = _image(image_text, preset, overlays, sets, jobs_dirs)
+    if image_text is not None:
+        image = _parsed(image_text)
+    else:
+        from launcher.presets import PresetLibrary
+
+        site = Place(cluster=cluster, config=config).profile().layer()
+        resolved = PresetLibrary(jobs_dirs).resolve(preset, overlays, sets, site=site)
+        image = _of_settings(resolved.settings)
     return _check(image, output_format) if check else _build(image, push, output_format)
 
 
-def _image(
-    text: str | None,
-    preset: str,
-    overlays: tuple[str, ...],
-    sets: tuple[str, ...],
-    jobs_dirs: tuple[Path, ...],
-) -> ImageReference:
-    if text is not None:
-        try:
-            return ImageReference.parse(text)
-        except ValueError as error:
-            raise UsageError(f"--image: {error}") from None
-    from launcher.presets import PresetLibrary
+def _parsed(text: str) -> ImageReference:
+    try:
+        return ImageReference.parse(text)
+    except ValueError as error:
+        raise UsageError(f"--image: {error}") from None
 
-    settings = PresetLibrary(jobs_dirs).resolve(preset, overlays, sets).settings
+
+def _of_settings(settings: dict[str, Any]) -> ImageReference:
     try:
         return ImageReference.parse(settings["cluster"]["image"])
     except ValueError as error:

@@ -16,6 +16,8 @@ import jsonschema
 import pytest
 import yaml
 
+from launcher.launcher_yaml import read_clusters
+from launcher.presets import PresetLibrary
 from tests.charts.conftest import CHART, Helm, template_words
 from tests.charts.test_chart import CASES, GOLDEN, documents
 from tests.cluster.bench import programs
@@ -141,8 +143,17 @@ def notes(helm: Helm, tmp_path: Path, case: str) -> str:
 def test_notes_hold_a_profile_that_fits(helm: Helm, tmp_path: Path, case: str) -> None:
     text = notes(helm, tmp_path, case)
     block = text.split("# --- launcher.yaml\n")[1].split("# ---\n")[0].split("\n# ---")[0]
-    ((name, profile),) = yaml.safe_load(block)["clusters"].items()
-    assert f"launcher doctor --cluster {name}" in text
+    clusters = yaml.safe_load(block)["clusters"]
+    file = tmp_path / "launcher.yaml"
+    file.write_text(block)
+    for described in read_clusters([file]).profiles.values():
+        PresetLibrary().resolve("alltoken-timing", site=described.layer())
+    backends = {"lab": "kubernetes", "lab-ray": "kuberay"} if case == "kuberay" else {"lab": "kubernetes"}
+    if case != "everything":
+        assert {name: profile["backend"] for name, profile in clusters.items()} == backends
+    name, profile = next(iter(clusters.items()))
+    assert f"launcher doctor --cluster {name}\n" in text
+    assert all(each["cluster"] == profile["cluster"] for each in clusters.values())
     names = {d["metadata"]["name"] for d in documents(case)}
     cluster = profile["cluster"]
     assert cluster["namespace"] == "research"

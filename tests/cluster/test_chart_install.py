@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +173,50 @@ def test_a_run_goes_its_way_with_the_launchers_rights_alone(release: Release) ->
     with pytest.raises(ApiError) as refused:
         launcher.delete(path)
     assert (refused.value.status, refused.value.reason) == (403, "Forbidden")
+
+
+def test_the_launcher_works_with_those_rights_and_the_profile_of_the_notes(
+    release: Release, tmp_path: Path
+) -> None:
+    """A token of the launcher's account, the profile pasted from NOTES, and the commands of a run's life."""
+    config = tmp_path / "launcher.yaml"
+    config.write_text(release.upgrade().split("# --- launcher.yaml\n")[1].split("\n# ---")[0])
+    environment = {
+        "KUBECONFIG": str(release.namespace.service_account_kubeconfig("infl-launcher")),
+        "PATH": "",  # without git the code is what is installed, which needs no commit
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(CHART.parents[1]),
+        "INFL_CLUSTER": "lab",
+        "INFL_CONFIG": str(config),
+    }
+
+    def launcher(*words: str) -> Json:
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher", *words, "--output", "json"],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        answer: Json = json.loads(done.stdout)
+        return answer
+
+    def state() -> str:
+        return str(launcher("status", "one")["state"])
+
+    submit = ("submit", "--preset", "smoke", "--overlay", "tiny-cpu", "--name", "one")
+    launcher(*submit)
+    created = release.namespace.job("one")
+    launcher(*submit)
+    assert release.namespace.job("one")["metadata"]["uid"] == created["metadata"]["uid"], "adopted"
+    assert created["spec"]["template"]["spec"]["serviceAccountName"] == "infl-trainer"
+    until(lambda: state() == "PENDING", "the claim that nothing provides keeps the pod waiting")
+    until(lambda: launcher("events", "one"), "an event")
+    launcher("explain", "one")
+    launcher("suspend", "one")
+    assert state() == "SUSPENDED"
+    launcher("resume", "one")
+    launcher("cancel", "one")
+    assert state() == "CANCELLED"
+    assert release.namespace.job("one")["metadata"]["uid"] == created["metadata"]["uid"], "nothing is deleted"
 
 
 def test_the_claim_outlives_the_release_and_comes_back_to_it(release: Release) -> None:

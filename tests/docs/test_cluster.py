@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from influence.rundir.exits import Verdict, classify
+from launcher.backends import BACKENDS
+from launcher.cli import COMMANDS
+from launcher.launcher_yaml import read_clusters
 from launcher.model.sections import Settings
+from launcher.presets import PresetLibrary
 from launcher.states import State
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -17,7 +20,7 @@ PAGE = (REPOSITORY / "docs" / "cluster.md").read_text()
 
 
 def test_every_state_is_explained() -> None:
-    assert [row for row in re.findall(r"(?m)^\| ([A-Z]+) \|", PAGE)] == [state.value for state in State]
+    assert re.findall(r"(?m)^\| ([A-Z]+) \|", PAGE) == [state.value for state in State]
 
 
 def test_every_setting_exists() -> None:
@@ -49,9 +52,18 @@ def test_every_link_leads_somewhere(link: str) -> None:
     assert (REPOSITORY / "docs" / link).resolve().is_file()
 
 
-def test_the_profile_is_yaml_whose_settings_exist() -> None:
+def test_the_profiles_are_what_the_launcher_reads(tmp_path: Path) -> None:
     (block,) = re.findall(r"(?s)```yaml\n(.*?)```", PAGE)
-    for profile in yaml.safe_load(block)["clusters"].values():
-        for section in set(profile) & set(Settings.model_fields):
-            fields = Settings.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-            assert set(profile[section]) <= set(fields)
+    file = tmp_path / "launcher.yaml"
+    file.write_text(block)
+    clusters = read_clusters([file])
+    assert {profile.backend for profile in clusters.profiles.values()} == set(BACKENDS) - {"local"}
+    assert clusters.default in clusters.profiles
+    for profile in clusters.profiles.values():
+        PresetLibrary().resolve("alltoken-timing", site=profile.layer())
+
+
+def test_every_command_exists() -> None:
+    named = set(re.findall(r"(?m)(?:^ +|`)launcher ([a-z]+)", PAGE))
+    assert {"submit", "status", "doctor", "image"} <= named
+    assert not named - set(COMMANDS)

@@ -25,8 +25,8 @@ class Backend:
 BACKENDS: Mapping[str, Backend] = {
     "kubernetes": Backend(
         "A Job, for one machine",
-        "`--backend kubernetes`: a `batch/v1` Job of one pod. KAI, Kueue and a namespace of Run:ai's are settings of"
-        " it (`cluster.scheduler`), which only change labels and the scheduler's name.",
+        "`--backend kubernetes`: a `batch/v1` Job of one pod. KAI, Kueue and a namespace of Run:ai's are"
+        " settings of it (`cluster.scheduler`), which only change labels and the scheduler's name.",
     ),
     "kuberay": Backend(
         "A RayJob, for several machines",
@@ -34,8 +34,8 @@ BACKENDS: Mapping[str, Backend] = {
     ),
     "runai": Backend(
         "A training of Run:ai",
-        "`--backend runai`: the body of the request to Run:ai's control plane. The two ids are looked up by name when"
-        " it is sent.",
+        "`--backend runai`: the body of the request to Run:ai's control plane. The two ids are looked up by"
+        " name when it is sent.",
     ),
 }
 
@@ -43,8 +43,9 @@ TOP = """# Job specs
 
 <!-- Made from tests/launcher/golden by tests/docs/test_jobs.py; INFL_UPDATE_GOLDEN=1 makes it anew. -->
 
-What `launcher render --preset NAME [--overlay NAME] --backend BACKEND` prints, for the shipped presets. The same files are what the tests compare with. `...` stands
-for what differs between two versions of the code: the run document, which travels in `INFL_RUN_JSON`, and its hash.
+What `launcher render --preset NAME [--overlay NAME] --backend BACKEND` prints for the shipped presets.
+The tests compare with the same files. `...` stands for what differs between two versions of the code: the
+run document, which travels in `INFL_RUN_JSON`, and its hash.
 """
 
 

@@ -3,7 +3,7 @@
 Written from the API's description and without the client: paths, field names and phases are spelled out here
 again. What no description tells is chosen, and said here: names are unique among the workloads of a project
 that are not deleted (409), a deleted workload keeps its last phase, and deletion takes effect at once unless
-`graceful`.
+`graceful`. Without `unique_names` it creates whatever it is told to.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class RunaiStub:
         self.tells_variables = True
         self.ignores_filters = False
         self.graceful = False
+        self.unique_names = True
         self.page_limit = 500
         self.refused_methods: set[tuple[str, str]] = set()
         self.stopping = threading.Event()
@@ -165,7 +166,11 @@ class RunaiStub:
                 return self._listing("nodepools", self._filtered(self.nodepools, query), query)
             case "GET", ["api", "v1", "workloads"]:
                 deleted = query.get("deleted") == "true"
-                chosen = [w for w in self.workloads if (w["deletedAt"] is not None) == deleted]
+                chosen = [
+                    w
+                    for w in self.workloads
+                    if self.ignores_filters or (w["deletedAt"] is not None) == deleted
+                ]
                 if query.get("sortOrder") == "desc":
                     chosen.reverse()
                 entries = [self._entry(w) for w in self._filtered(chosen, query)]
@@ -240,7 +245,8 @@ class RunaiStub:
         project = next((p for p in self.projects if p["id"] == body["projectId"]), None)
         if project is None or body["clusterId"] != project["clusterId"]:
             return 400, {"code": 400, "message": "no such project on the cluster"}
-        if any(w["projectId"] == body["projectId"] for w in self.live(body["name"])):
+        same = [w for w in self.live(body["name"]) if w["projectId"] == body["projectId"]]
+        if same and self.unique_names:
             return 409, {"code": 409, "message": "a workload with that name already exists"}
         workload = self.add(
             body["name"],

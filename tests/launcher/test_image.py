@@ -280,6 +280,18 @@ def test_the_command_prints_one_line_that_builds_the_presets_image(
     assert out.count("\n") == 1
 
 
+def test_the_image_is_the_clusters(capsys: pytest.CaptureFixture[str], clean: None, tmp_path: Path) -> None:
+    config = tmp_path / "launcher.yaml"
+    profile = {"backend": "kubernetes", "cluster": {"image": "registry.example.com/lab/infl:old"}}
+    config.write_text(json.dumps({"clusters": {"lab": profile}}))
+    code, out, _ = image(capsys, "--cluster", "lab", "--config", str(config), "-o", "json")
+    assert (code, json.loads(out)["image"]) == (
+        ExitCode.OK,
+        f"registry.example.com/lab/infl:{__version__}-{COMMIT[:12]}",
+    )
+    assert image(capsys, "--cluster", "lub", "--config", str(config))[0] == ExitCode.USAGE
+
+
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str], clean: None) -> None:
     code, out, _ = image(capsys, "--image", "example.com/team/infl", "--push", "--output", "json")
     document = json.loads(out)

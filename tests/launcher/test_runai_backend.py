@@ -21,6 +21,7 @@ from launcher.profiles import Profile
 from launcher.render import render_template
 from launcher.runai_values import TEMPLATE, training_values
 from launcher.states import Phase
+from tests.launcher.kubernetes_stub import running_stub
 from tests.launcher.runai_stub import CLUSTER_ID, PROJECT, PROJECT_ID, Fault, RunaiStub
 from tests.launcher.test_render_job import run_of
 from tests.launcher.test_runai_client import (
@@ -210,6 +211,46 @@ def test_a_run_that_ended_goes_on_as_the_next_generation(stub: RunaiStub, either
     stub.set_phase(f"{NAME}-r2", "Completed")
     assert either.submit(RUN) is True
     assert [w["name"] for w in stub.live()][2:] == [f"{NAME}-r3"]
+
+
+def test_a_run_that_is_named_like_a_generation_is_none(stub: RunaiStub, either: RunaiBackend) -> None:
+    own = RunSpec.new(f"{NAME}-r2", RUN.spec, wandb=RUN.wandb)
+    either.submit(own)
+    stub.set_phase(own.run, "Running")
+    assert either.get(NAME).phase is Phase.ABSENT
+    assert either.submit(RUN) is True
+    stub.set_phase(NAME, "Failed")
+    assert either.get(NAME).phase is Phase.FAILED
+    with pytest.raises(BackendError, match="no run of the launcher's"):
+        either.submit(RUN)
+    assert len(stub.workloads) == 2
+
+
+def test_a_server_that_mixes_deleted_trainings_in_confuses_nobody(
+    stub: RunaiStub, either: RunaiBackend
+) -> None:
+    stub.ignores_filters = True
+    either.submit(RUN)
+    stub.set_phase(NAME, "Running")
+    assert either.get(NAME).phase is either.list()[NAME].phase is Phase.EXECUTING
+    assert either.cancel(NAME).phase is Phase.CANCELLED
+    assert either.submit(RUN) is True
+    stub.set_phase(f"{NAME}-r2", "Running")
+    assert either.get(NAME).phase is either.list()[NAME].phase is Phase.EXECUTING
+
+
+def test_a_generation_that_cannot_be_told_is_not_created_again(stub: RunaiStub) -> None:
+    """Even by a server that would take the name twice."""
+    stub.tells_variables = stub.unique_names = False
+    backend = backend_for(stub)
+    backend.submit(RUN)
+    stub.set_phase(NAME, "Failed")
+    backend.submit(RUN)
+    later = stub.live(f"{NAME}-r2")[0]["id"]
+    stub.faults.append(Fault("404", method="GET", part=later, times=99))
+    with pytest.raises(BackendError, match=f"'{NAME}-r2' is in Run:ai's project"):
+        backend.submit(RUN)
+    assert len(stub.workloads) == 2
 
 
 def test_cancel_deletes_and_the_run_is_still_found(stub: RunaiStub, either: RunaiBackend) -> None:
@@ -433,6 +474,39 @@ def test_logs_come_from_the_run_directory(stub: RunaiStub, tmp_path: Path) -> No
     assert list(backend.attempts(NAME)) == [1]
     assert backend.read_log(NAME, 1, 4) == b"two\n"
     assert backend.read_log(NAME, 1, 8) == backend.read_log(NAME, 2, 0) == b""
+
+
+def test_logs_come_from_the_pods_where_there_is_a_kubeconfig(stub: RunaiStub, tmp_path: Path) -> None:
+    with running_stub() as kubernetes:
+        config = kubernetes.profile(tmp_path).kubeconfig
+        backend = backend_for(stub, kubeconfig=config, root=tmp_path / "runs")
+        assert list(backend.attempts(NAME)) == []
+        for number, name in enumerate(("pod-b", "pod-a", "pod-other"), start=1):
+            state = {"terminated": {"exitCode": 1, "startedAt": f"2026-02-21T0{number}:00:01Z"}}
+            kubernetes.put(
+                f"/api/v1/namespaces/runai-lab/pods/{name}",
+                {
+                    "metadata": {
+                        "labels": {"infl/run": "infl-x" if name == "pod-other" else NAME},
+                        "creationTimestamp": f"2026-02-21T0{number}:00:00Z",
+                    },
+                    "spec": {"containers": [{"name": f"{NAME}-0-0"}]},
+                    "status": {
+                        "phase": "Failed",
+                        "containerStatuses": [{"name": f"{NAME}-0-0", "state": state}],
+                    },
+                },
+            )
+            kubernetes.logs[name] = [(f"2026-02-21T0{number}:00:02.000000001Z", f"line of {name}")]
+            kubernetes.ended_logs.add(name)
+        assert list(backend.attempts(NAME)) == [1, 2]
+        assert backend.read_log(NAME, 1, 0) == b"line of pod-b\n"
+        assert backend.read_log(NAME, 2, 5) == b"of pod-a\n"
+        assert backend.read_log(NAME, 2, 14) == backend.read_log(NAME, 3, 0) == b""
+        (container,) = {
+            request.query["container"] for request in kubernetes.requests if "/log" in request.path
+        }
+        assert container == f"{NAME}-0-0", "whatever Run:ai calls it"
 
 
 def test_the_history_lays_the_trainers_records_beside_the_pods(stub: RunaiStub, tmp_path: Path) -> None:
