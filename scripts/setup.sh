@@ -56,7 +56,7 @@ fi
 echo "setup: installing into $venv (the first time downloads up to 6 GB)" >&2
 quiet=$([ -t 2 ] || echo --quiet)  # on a terminal uv's progress is worth its lines
 VIRTUAL_ENV=$venv "$uv" pip install $quiet --python "$venv/bin/python" --constraint constraints.txt \
-  --editable ".[trainer,wandb,dev]"
+  --editable ".[trainer,wandb,store,dev]"
 rm -f "$venv"/.setup-*
 touch "$stamp"
 echo "setup: done" >&2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,15 @@ class Attempt:
         write_json(self._paths.attempt(self.number), document, label=attempt_label(self.number))
 
 
-def claim_attempt(paths: RunPaths, **fields: Any) -> Attempt:
+def claim_attempt(
+    paths: RunPaths, *, reserve: Callable[[AttemptRecord], bool] | None = None, **fields: Any
+) -> Attempt:
     """Claim the next attempt number, exclusively, and take over from all lower attempts.
 
     What they left half written is removed.
 
     Args:
+        reserve: claims the number elsewhere first, where other machines see it; False: it is taken there.
         fields: of `AttemptRecord`, e.g. ``node``, ``pod``, ``package_version``; host, process id and time are
             this process's unless given.
 
@@ -154,6 +158,8 @@ def claim_attempt(paths: RunPaths, **fields: Any) -> Attempt:
     while True:
         number = max(number, max(paths.attempt_numbers(), default=0)) + 1
         record = AttemptRecord(number=number, segments=(Segment(number, 1, None),), **fields)
+        if reserve is not None and not reserve(record):
+            continue
         try:
             write_json(paths.attempt(number), record.to_dict(), exclusive=True, label=attempt_label(number))
         except FileExistsError:

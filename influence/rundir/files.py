@@ -123,20 +123,27 @@ def sync_dir(directory: Path) -> None:
 
 
 def write_json(path: Path, document: Any, *, exclusive: bool = False, label: str = "new") -> None:
-    """`write_atomic` of a JSON document, indented, keys sorted.
+    """`write_atomic` of a JSON document as `json_bytes` writes it; raises as both."""
+    write_atomic(path, json_bytes(document, path), exclusive=exclusive, label=label)
+
+
+def json_bytes(document: Any, path: Path) -> bytes:
+    """A JSON document as every file of a run holds it: indented, keys sorted.
+
+    Args:
+        path: where it is to lie, for the message.
 
     Raises:
         ValueError, TypeError: the document is not JSON (NaN included), or holds text that UTF-8 cannot write.
     """
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     try:
-        data = text.encode() + b"\n"
+        return text.encode() + b"\n"
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.end]
         raise ValueError(
             f"{path}: half of a surrogate pair at {near!a}, which is no text; remove it from the value"
         ) from None
-    write_atomic(path, data, exclusive=exclusive, label=label)
 
 
 def make_dir(path: Path) -> None:

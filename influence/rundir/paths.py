@@ -16,8 +16,8 @@ STEP_DIGITS = "([0-9]{6}|[1-9][0-9]{6,})"
 ATTEMPT_DIGITS = "([0-9]{4}|[1-9][0-9]{4,})"
 """An attempt's number, likewise."""
 
-_STEP_RECORD = re.compile(rf"step_{STEP_DIGITS}\.json")
-_ATTEMPT_RECORD = re.compile(rf"{ATTEMPT_DIGITS}\.json")
+STEP_RECORD = re.compile(rf"step_{STEP_DIGITS}\.json")
+ATTEMPT_RECORD = re.compile(rf"{ATTEMPT_DIGITS}\.json")
 _REPLAYS_OF = re.compile(rf"attempt-{ATTEMPT_DIGITS}")
 
 
@@ -137,18 +137,22 @@ class RunPaths:
     def cancel_file(self) -> Path:
         return self.local_dir / "cancel"
 
+    @property
+    def suspend_file(self) -> Path:
+        return self.local_dir / "suspend"
+
     def attempt_numbers(self) -> list[int]:
         """The attempts there are, in increasing order."""
-        return [number for number, _ in _numbered(self.attempts_dir, _ATTEMPT_RECORD)]
+        return [number for number, _ in _numbered(self.attempts_dir, ATTEMPT_RECORD)]
 
     def committed_step_numbers(self) -> list[int]:
         """The steps that have a record under ``steps/``, in increasing order."""
-        return [step for step, _ in _numbered(self.steps_dir, _STEP_RECORD)]
+        return [step for step, _ in _numbered(self.steps_dir, STEP_RECORD)]
 
     def replayed_step_numbers(self) -> dict[int, list[int]]:
         """For each attempt with a directory under ``replays/``: the steps that have a record there."""
         return {
-            number: [step for step, _ in _numbered(directory, _STEP_RECORD)]
+            number: [step for step, _ in _numbered(directory, STEP_RECORD)]
             for number, directory in _numbered(self.replays_dir, _REPLAYS_OF)
         }
 

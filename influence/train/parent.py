@@ -28,6 +28,10 @@ from influence.train.refusal import FAILED, Refusal, refusal_of
 if TYPE_CHECKING:
     from influence.train.attempt_log import AttemptLog
     from influence.train.process import StopSignals
+    from influence.train.stored import StoredRun
+
+URL_VARIABLE = "INFL_STORE_URL"
+"""Environment variable with the object store that is the home of the runs: ``s3://bucket/influence``."""
 
 RUN_JSON = "INFL_RUN_JSON"
 """Environment variable with the content of run.json, for a directory that has none yet."""
@@ -43,13 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         paths = RunPaths.at(args.run_dir)
+        store = _open_store(paths)
+        if store:
+            store.fetch()
         run = _read_or_create(paths)
         total_steps = _total_steps(run)
         missing = missing_steps(paths, total_steps)
         if not missing:
             _say(f"{paths.name}: all {total_steps} steps are committed, nothing to do", sys.stdout)
             return TrainerExit.OK
-        return _attempt(paths, run, missing)
+        if store:
+            store.publish_run(run)
+        return _attempt(paths, run, missing, store)
     except RunDirError as error:
         return _say_no(refusal_of(error))
     except Refusal as refusal:
@@ -90,6 +99,16 @@ def _read_or_create(paths: RunPaths) -> RunSpec:
     return read_run(paths)
 
 
+def _open_store(paths: RunPaths) -> StoredRun | None:
+    """The run's home where that is an object store; None: the run directory is all there is."""
+    url = os.environ.get(URL_VARIABLE)
+    if not url:
+        return None
+    from influence.train.stored import StoredRun
+
+    return StoredRun(url, paths)
+
+
 def _total_steps(run: RunSpec) -> int:
     total_steps = run.spec.get("training", {}).get("total_steps")
     if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < 1:
@@ -99,7 +118,7 @@ def _total_steps(run: RunSpec) -> int:
     return total_steps
 
 
-def _attempt(paths: RunPaths, run: RunSpec, missing: list[int]) -> int:
+def _attempt(paths: RunPaths, run: RunSpec, missing: list[int], store: StoredRun | None) -> int:
     # Imported here: a finished run needs none of it.
     from influence.train.attempt_log import AttemptLog
     from influence.train.process import StopSignals, become_subreaper
@@ -109,6 +128,7 @@ def _attempt(paths: RunPaths, run: RunSpec, missing: list[int]) -> int:
     become_subreaper()
     attempt = claim_attempt(
         paths,
+        reserve=store.reserve if store else None,
         node=os.environ.get("NODE_NAME"),
         pod=os.environ.get("POD_NAME"),
         package_version=installed_version(),
@@ -120,46 +140,75 @@ def _attempt(paths: RunPaths, run: RunSpec, missing: list[int]) -> int:
             f"{len(missing)} steps to go, from step {missing[0]}"
         )
         try:
-            code, reason = _run(paths, run, attempt, log, signals)
+            code, reason = _run(paths, run, attempt, log, signals, store)
         except RunDirError as error:
             refusal = refusal_of(error)
             code, reason = refusal.code, refusal.reason
+        except Refusal as refusal:
+            code, reason = refusal.code, refusal.reason
+        if store:
+            code, reason = store.settle(code, reason, signals, _grace_s(run))
         log.line(f"influence.train: {reason}")
     finally:
         log.close()
     _record_end(attempt, code, reason)
+    if store and not store.send_end(attempt, signals, _grace_s(run)):
+        _say("influence.train: the store did not take the attempt's end and log", sys.stderr)
     return code
 
 
 def _run(
-    paths: RunPaths, run: RunSpec, attempt: Attempt, log: AttemptLog, signals: StopSignals
+    paths: RunPaths,
+    run: RunSpec,
+    attempt: Attempt,
+    log: AttemptLog,
+    signals: StopSignals,
+    store: StoredRun | None,
 ) -> tuple[int, str]:
-    """Check, run the child, and say how it went: exit code and reason."""
+    """Check, run the child, and say how it went: exit code and reason.
+
+    Raises:
+        RunDirError, Refusal: it cannot be run.
+    """
     from influence.machine import this_machine
     from influence.train.preflight import preflight
     from influence.train.process import end_descendants, run_child
     from influence.train.schema import require_valid_spec
+    from influence.verl_engine.checkpoints import newest_checkpoint
 
-    try:
-        require_valid_spec(run.spec)
-        preflight(run.spec, this_machine())
-    except Refusal as refusal:
-        return refusal.code, refusal.reason
-    command = [sys.executable, "-m", "influence.train.child", "--run-dir", str(paths.root_dir)]
+    require_valid_spec(run.spec)
+    preflight(run.spec, this_machine())
+    if store:
+        if not store.take_over(
+            attempt, _total_steps(run), signals, lambda line: log.line(f"influence.train: {line}")
+        ):
+            return TrainerExit.OK, describe(TrainerExit.OK)
+        store.start(
+            attempt,
+            lambda: newest_checkpoint(paths.checkpoints_dir),
+            run.spec["training"]["keep_checkpoints"],
+            signals,
+        )
     ending = run_child(
-        [*command, "--attempt", str(attempt.number)],
+        [*_child_command(paths), "--attempt", str(attempt.number)],
         _child_environment(run, paths, attempt.number),
         log.write,
         signals,
-        grace_s=_child_grace_s(run),
+        grace_s=_child_grace_s(run, store),
     )
     if num_left := end_descendants():
         log.line(f"influence.train: {num_left} processes would not end")
+    if store and (trouble := store.trouble()):
+        return trouble.code, trouble.reason
     if ending.stop_signal is not None:
         return TrainerExit.RETRY, f"stopped by {ending.stop_signal.name}"
     if ending.exit_code == TrainerExit.OK and (missing := missing_steps(paths, _total_steps(run))):
         return FAILED, f"verl ended, but these steps are not committed: {missing}"
     return ending.exit_code, ending.last_words or describe(ending.exit_code)
+
+
+def _child_command(paths: RunPaths) -> list[str]:
+    return [sys.executable, "-m", "influence.train.child", "--run-dir", str(paths.root_dir)]
 
 
 def _child_environment(run: RunSpec, paths: RunPaths, number: int) -> dict[str, str]:
@@ -179,10 +228,15 @@ def _child_environment(run: RunSpec, paths: RunPaths, number: int) -> dict[str, 
     }
 
 
-def _child_grace_s(run: RunSpec) -> float:
-    """Less than we get ourselves, so that there is time left to record the end."""
-    grace_s = float(run.spec["retry"]["grace_period_s"])
-    return max(0.5 * grace_s, grace_s - 5.0)
+def _grace_s(run: RunSpec) -> float:
+    """What we get ourselves, from SIGTERM to SIGKILL."""
+    return float(run.spec.get("retry", {}).get("grace_period_s", 30))
+
+
+def _child_grace_s(run: RunSpec, store: StoredRun | None) -> float:
+    """Less than we get ourselves, so that there is time left to record the end, and to send what is left."""
+    grace_s = _grace_s(run)
+    return 0.5 * grace_s if store else max(0.5 * grace_s, grace_s - 5.0)
 
 
 def _record_end(attempt: Attempt, code: int, reason: str) -> None:

@@ -16,6 +16,8 @@ from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# Found before any fork: in the child of a process with threads, a lookup could wait for a lock for ever.
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl
 _CHUNK_BYTES = 2**16
 _KILL_WAIT_S = 10.0
 _POLL_S = 0.05
@@ -38,13 +40,28 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.received_at_s: float | None = None
+        """Of `time.monotonic`."""
+        self._is_asked = False
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
+        if self.received is None:
+            self.received, self.received_at_s = signal.Signals(number), time.monotonic()
+
+    def stop(self) -> None:
+        """End the child as a signal would; from any thread."""
+        self._is_asked = True
+        with suppress(BlockingIOError):  # full: it will wake up anyway
+            os.write(self._writer, b"\0")
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal or `stop` has said that the child is to end."""
+        return self._is_asked or self.received is not None
 
     def fileno(self) -> int:
         return self._reader
@@ -68,8 +85,8 @@ def run_child(
 ) -> Ending:
     """Run a command to its end, and pass what it prints to ``write``.
 
-    It has a process group of its own, and dies with this process. On SIGTERM or SIGINT it gets SIGTERM, and
-    after ``grace_s`` its group gets SIGKILL.
+    It has a process group of its own, and dies with this process. On SIGTERM, SIGINT or `StopSignals.stop` it
+    gets SIGTERM, and after ``grace_s`` its group gets SIGKILL.
 
     Args:
         command: gets ``--reason-fd N``: a descriptor that it may write one line to.
@@ -95,7 +112,7 @@ def run_child(
         selector.register(descriptor, selectors.EVENT_READ)
     kill_at: float | None = None
     while child.poll() is None:
-        if signals.received and kill_at is None:
+        if signals.is_stopping and kill_at is None:
             child.terminate()
             kill_at = time.monotonic() + grace_s
         if kill_at is not None and time.monotonic() >= kill_at:
@@ -168,8 +185,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+    if _PRCTL(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 

@@ -13,6 +13,7 @@ from influence.rundir import (
     StorageError,
     TrainerExit,
 )
+from influence.store.errors import StoreConfigError, StoreError, StoreOutageError
 
 FAILED = 1
 """Worth a retry that is charged."""
@@ -40,11 +41,17 @@ _CODES: dict[type[RunDirError], int] = {
     ConflictError: TrainerExit.CONFIG,
     FencedError: TrainerExit.RETRY,
     StorageError: FAILED,
+    StoreConfigError: TrainerExit.CONFIG,
+    StoreError: FAILED,
 }
 
 
 def refusal_of(error: RunDirError) -> Refusal:
     """What an error of the run directory means for the attempt."""
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
+    # A store that answered before is away for reasons of its own. One that never did may be named wrongly:
+    # those starts are charged, so that they come to an end.
+    if isinstance(error, StoreOutageError) and error.was_reached:
+        code = TrainerExit.RETRY
     lines = [str(error), *(error.difference if isinstance(error, ConflictError) else [])]
     return Refusal(code, "\n  ".join(" ".join(line.split()) for line in lines))

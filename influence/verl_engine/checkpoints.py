@@ -39,6 +39,17 @@ def checkpoint_attempt(checkpoints_dir: Path, step: int) -> int | None:
         return None
 
 
+def newest_checkpoint(checkpoints_dir: Path) -> tuple[int, Path] | None:
+    """The step and folder of the newest checkpoint that verl has finished; None where there is none.
+
+    Raises:
+        StorageError: the tracker cannot be read.
+    """
+    step = _tracked_step(checkpoints_dir / _TRACKER)
+    folder = checkpoints_dir / f"global_step_{step}"
+    return (step, folder) if step and (folder / _LAST_FILE).is_file() else None
+
+
 def settle_tracker(checkpoints_dir: Path, first_missing_step: int) -> int:
     """Point verl's tracker at the newest finished checkpoint before the first missing step.
 

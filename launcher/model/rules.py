@@ -15,8 +15,10 @@ from launcher.model.sections import Cluster, Settings
 # What the job templates set, or what decides how the trainer is found and identified.
 _OWN_VARIABLES = ("INFL_", "WANDB_")
 _OWN_VARIABLE_NAMES = frozenset(
-    ("HOME", "USER", "PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "POD_NAME", "POD_UID", "NODE_NAME")
-    + ("RAY_ADDRESS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+    {
+        *("HOME", "USER", "PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "POD_NAME", "POD_UID", "NODE_NAME"),
+        *("RAY_ADDRESS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
+    }
 )
 HYDRA_KEY = re.compile(r"\+?[A-Za-z_][\w-]*([./][\w-]+)*")
 

@@ -9,6 +9,7 @@ import pytest
 
 from influence.rundir import (
     Attempt,
+    AttemptRecord,
     CorruptError,
     FencedError,
     RunPaths,
@@ -112,6 +113,21 @@ def test_eight_claims_at_once_get_eight_numbers(paths: RunPaths) -> None:
     assert [record.number for record in list_attempts(paths)] == numbers
     assert len({record.pid for record in list_attempts(paths)}) == 8
     assert temporaries(paths.root_dir) == []
+
+
+def test_a_number_that_is_taken_elsewhere_is_passed_over(paths: RunPaths) -> None:
+    claim_attempt(paths)
+    asked: list[AttemptRecord] = []
+
+    def reserve(record: AttemptRecord) -> bool:
+        assert not paths.attempt(record.number).exists()  # elsewhere first: that is where all can see it
+        asked.append(record)
+        return record.number >= 4
+
+    assert claim_attempt(paths, reserve=reserve).number == 4
+    assert [record.number for record in asked] == [2, 3, 4]
+    assert asked[-1] == read_attempt(paths, 4)
+    assert paths.attempt_numbers() == [1, 4]
 
 
 @pytest.mark.parametrize("content", ["", '{"number": 1', "[1]", "null"])

@@ -1,0 +1,186 @@
+"""What the API server knows of runs that are Jobs: few questions, and the answers as facts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from influence.rundir import RunSpec
+from launcher.backends.generations import Generation, generations_by_run
+from launcher.backends.job_facts import Finding, JobStatus, find, leaves_a_question
+from launcher.backends.kubernetes_api import KubernetesApi
+from launcher.backends.kubernetes_errors import ApiForbidden, api_path
+from launcher.backends.kueue import Workloads
+from launcher.backends.pod_facts import PodFacts, pod_facts
+from launcher.backends.run_document import document_of_pod
+from launcher.errors import BackendError
+from launcher.kubernetes_values import RUN_LABEL
+from launcher.states import BackendFacts, Phase
+
+NAME = "kubernetes"
+
+
+@dataclass(frozen=True, slots=True)
+class RunJobs:
+    """All Jobs of one run, and their pods where those were asked for."""
+
+    run: str
+    generations: Sequence[Generation]
+    """The oldest first; at least one."""
+    pods: Mapping[str, Sequence[PodFacts]] = field(default_factory=dict)
+    """By the UID of their Job, the oldest first."""
+
+    @property
+    def newest(self) -> Generation:
+        return self.generations[-1]
+
+    def all_pods(self) -> list[PodFacts]:
+        """Of every generation, the oldest first."""
+        own = {_uid(generation.item) for generation in self.generations}
+        pods = [pod for uid, of_job in self.pods.items() if uid in own for pod in of_job]
+        return sorted(pods, key=lambda pod: (pod.created_at, pod.name))
+
+
+class JobReader:
+    """Reads a namespace."""
+
+    def __init__(self, api: KubernetesApi, namespace: str) -> None:
+        self.api = api
+        self.namespace = namespace
+        self.workloads = Workloads(api, namespace)
+
+    def path(self, name: str | None = None) -> str:
+        """Of a Job, or of all of them."""
+        return api_path("batch/v1", "jobs", namespace=self.namespace, name=name)
+
+    def jobs(self, run: str) -> RunJobs | None:
+        """The Jobs of a run, without pods; None where there are none. One question."""
+        items = self.api.list(self.path(), labelSelector=f"{RUN_LABEL}={run}").get("items") or []
+        generations = generations_by_run(items).get(run)
+        return RunJobs(run, generations) if generations else None
+
+    def jobs_and_pods(self, run: str) -> RunJobs | None:
+        """The Jobs of a run with all their pods. Two questions."""
+        jobs = self.jobs(run)
+        return None if jobs is None else RunJobs(run, jobs.generations, self.pods(run))
+
+    def pods(self, run: str | None = None) -> dict[str, list[PodFacts]]:
+        """Pods of one run or of all, by the UID of their Job, the oldest first. One question."""
+        selector = RUN_LABEL if run is None else f"{RUN_LABEL}={run}"
+        path = api_path("v1", "pods", namespace=self.namespace)
+        found: dict[str, list[PodFacts]] = {}
+        for item in self.api.list(path, labelSelector=selector).get("items") or []:
+            for owner in (item.get("metadata") or {}).get("ownerReferences") or []:
+                if owner.get("kind") == "Job":
+                    found.setdefault(str(owner.get("uid")), []).append(pod_facts(item))
+        for pods in found.values():
+            pods.sort(key=lambda pod: (pod.created_at, pod.name))
+        return found
+
+    def facts(self, run: str) -> BackendFacts:
+        """Of one run: a question for its Jobs, and others only where those leave some open.
+
+        Raises:
+            BackendError: the server does not answer, or a right is missing.
+        """
+        jobs = self.jobs(run)
+        if jobs is None:
+            return BackendFacts(backend=NAME, phase=Phase.ABSENT, reason=f"no Job of it in {self.namespace}")
+        status = JobStatus.of(jobs.newest.item)
+        if leaves_a_question(status) or status.failure is not None:
+            jobs = RunJobs(run, jobs.generations, self.pods(run))
+        return facts_of(jobs, self._finding(status, jobs))
+
+    def all_facts(self) -> dict[str, BackendFacts]:
+        """Of all runs: one question for the Jobs, and at most one for the pods; raises as ``facts``."""
+        items = self.api.list(self.path(), labelSelector=RUN_LABEL).get("items") or []
+        by_run = generations_by_run(items)
+        statuses = {run: JobStatus.of(generations[-1].item) for run, generations in by_run.items()}
+        pods = self.pods() if any(map(leaves_a_question, statuses.values())) else {}
+        now_s = time.time()
+        found = {}
+        for run, generations in by_run.items():
+            status = statuses[run]
+            finding = find(status, pods.get(status.uid, ()), now_s=now_s)
+            found[run] = facts_of(RunJobs(run, generations, pods), finding)
+        return found
+
+    def _finding(self, status: JobStatus, jobs: RunJobs) -> Finding:
+        pods = jobs.pods.get(status.uid, ())
+        waits_for = no_pod_because = None
+        if not status.ended:
+            if status.suspended and status.kueue_queue is not None and not status.suspended_by_us:
+                waits_for = self.workloads.waits_for(status.uid)
+            if not status.suspended and all(pod.ended for pod in pods) and not status.num_terminating:
+                no_pod_because = self._failed_create(status, pods)
+        return find(status, pods, now_s=time.time(), waits_for=waits_for, no_pod_because=no_pod_because)
+
+    def _failed_create(self, status: JobStatus, pods: Sequence[PodFacts]) -> str | None:
+        """The Job controller's words about a pod that it could not create since the last one."""
+        path = api_path("v1", "events", namespace=self.namespace)
+        selector = f"involvedObject.uid={status.uid},reason=FailedCreate"
+        try:
+            events = self.api.list(path, fieldSelector=selector).get("items") or []
+        except ApiForbidden:
+            return None
+        latest = max(events, key=event_time, default=None)
+        if latest is None or (pods and event_time(latest) < pods[-1].created_at):
+            return None
+        return str(latest.get("message") or "FailedCreate")
+
+
+def facts_of(jobs: RunJobs, finding: Finding) -> BackendFacts:
+    """The newest Job speaks for the run."""
+    status = JobStatus.of(jobs.newest.item)
+    pods = jobs.all_pods()
+    return BackendFacts(
+        backend=NAME,
+        phase=finding.phase,
+        reason=finding.reason,
+        next_step=finding.next_step,
+        num_charged=status.num_charged,
+        started_at=status.created_at,
+        num_attempts=len(pods) if pods else sum(_num_pods(g.item) for g in jobs.generations),
+        document=document_or_none(jobs.newest),
+    )
+
+
+def document(generation: Generation, namespace: str) -> RunSpec:
+    """The run that a Job holds.
+
+    Raises:
+        BackendError: it holds none, or one that cannot be used.
+    """
+    template = (generation.item.get("spec") or {}).get("template") or {}
+    return document_of_pod(template.get("spec") or {}, where=f"Job {namespace}/{generation.name}")
+
+
+def document_or_none(generation: Generation) -> RunSpec | None:
+    try:
+        return document(generation, "")
+    except BackendError:
+        return None
+
+
+def event_time(event: Mapping[str, Any]) -> str:
+    """When an event happened last, RFC 3339; empty where it does not say."""
+    series = event.get("series") or {}
+    times = (
+        series.get("lastObservedTime"),
+        event.get("lastTimestamp"),
+        event.get("eventTime"),
+        (event.get("metadata") or {}).get("creationTimestamp"),
+    )
+    return str(next(filter(None, times), ""))
+
+
+def _num_pods(item: Mapping[str, Any]) -> int:
+    """Pods that a Job speaks of; those whose end was not charged are not among them."""
+    status = JobStatus.of(item)
+    return status.num_failed + status.num_succeeded + status.num_active
+
+
+def _uid(item: Mapping[str, Any]) -> str:
+    return str(item["metadata"].get("uid", ""))
