@@ -228,7 +228,7 @@ class KubernetesApi:
 
     def _json(self, content: bytes) -> Object:
         try:
-            answer = json.loads(content)
+            answer = json.loads(content, object_hook=_without_managed_fields)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
@@ -249,6 +249,12 @@ def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
             yield from lines
     except ApiUnanswered:
         return
+
+
+def _without_managed_fields(item: Object) -> Object:
+    """Who wrote which field is a third of an object, and nobody here asks."""
+    item.pop("managedFields", None)
+    return item
 
 
 class _GoneError(Exception):

@@ -19,6 +19,7 @@ class AttemptLogs:
     def __init__(self, reader: JobReader) -> None:
         self._reader = reader
         self._pods: dict[str, dict[int, PodFacts]] = {}
+        self._numbers: dict[str, dict[str, int]] = {}
         self._logs: dict[str, PodLog] = {}
 
     def attempts(self, run: str, paths: RunPaths | None) -> Sequence[int]:
@@ -51,7 +52,11 @@ class AttemptLogs:
                 raise
             return self._pods[run]
         present = [] if jobs is None else jobs.all_pods()
-        self._pods[run] = dict(enumerate(present, start=1))
+        # One that was evicted is gone without a trace, and must not lend its number to the next.
+        numbers = self._numbers.setdefault(run, {})
+        for pod in present:
+            numbers.setdefault(pod.uid, len(numbers) + 1)
+        self._pods[run] = {numbers[pod.uid]: pod for pod in present}
         for uid in self._logs.keys() - {pod.uid for pod in present}:
             self._logs[uid].ended = True
         return self._pods[run]
@@ -62,15 +67,15 @@ class AttemptLogs:
         )
 
 
-def attempt_numbers(paths: RunPaths | None, pods: Sequence[PodFacts]) -> dict[str, int]:
+def attempt_numbers(paths: RunPaths | None, pods: Sequence[str]) -> dict[str, int]:
     """The number of each pod's attempt: the one that the trainer claimed, where its records can be read.
 
     Args:
-        pods: all of the run's, the oldest first.
+        pods: the names of all of the run's, the oldest first.
     """
     if paths is not None and paths.run_json.is_file():
         try:
             return {record.pod: record.number for record in list_attempts(paths) if record.pod is not None}
         except RunDirError:
             pass
-    return {pod.name: number for number, pod in enumerate(pods, start=1)}
+    return {pod: number for number, pod in enumerate(pods, start=1)}

@@ -93,8 +93,8 @@ class JobOrders:
             return True
         if run.run not in generations_by_run([there]):
             raise BackendError(
-                f"the name '{name}' is taken in namespace '{self._reader.namespace}' by a Job that is another "
-                "run's, or none of the launcher's",
+                f"the name '{name}' is taken in namespace '{self._reader.namespace}'",
+                why="a Job has it that is another run's, or no run at all",
                 next_step="choose another --name or --suffix",
             )
         return None
@@ -106,7 +106,7 @@ class JobOrders:
             return None
 
     def cancel(self, run: str, timeout_s: float | None) -> BackendFacts:
-        """As ``Backend.cancel``: the Job's deadline is set to a second, so its controller ends it and its pod.
+        """As ``Backend.cancel``: the Job gets a deadline of a second, so its controller ends it and its pod.
 
         A suspended Job stays suspended, and so never runs again.
         """

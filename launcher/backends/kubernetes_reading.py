@@ -38,9 +38,7 @@ class RunJobs:
 
     def all_pods(self) -> list[PodFacts]:
         """Of every generation, the oldest first."""
-        own = {_uid(generation.item) for generation in self.generations}
-        pods = [pod for uid, of_job in self.pods.items() if uid in own for pod in of_job]
-        return sorted(pods, key=lambda pod: (pod.created_at, pod.name))
+        return [pod for generation in self.generations for pod in self.pods.get(_uid(generation.item), ())]
 
 
 class JobReader:
@@ -76,7 +74,7 @@ class JobReader:
                 if owner.get("kind") == "Job":
                     found.setdefault(str(owner.get("uid")), []).append(pod_facts(item))
         for pods in found.values():
-            pods.sort(key=lambda pod: (pod.created_at, pod.name))
+            pods.sort(key=lambda pod: pod.order)
         return found
 
     def facts(self, run: str) -> BackendFacts:
@@ -91,21 +89,19 @@ class JobReader:
         status = JobStatus.of(jobs.newest.item)
         if leaves_a_question(status) or status.failure is not None:
             jobs = RunJobs(run, jobs.generations, self.pods(run))
-        return facts_of(jobs, self._finding(status, jobs))
+        return _Digest.of(jobs.generations).facts(self._finding(status, jobs), jobs.pods)
 
     def all_facts(self) -> dict[str, BackendFacts]:
         """Of all runs: one question for the Jobs, and at most one for the pods; raises as ``facts``."""
         items = self.api.list(self.path(), labelSelector=RUN_LABEL).get("items") or []
-        by_run = generations_by_run(items)
-        statuses = {run: JobStatus.of(generations[-1].item) for run, generations in by_run.items()}
-        pods = self.pods() if any(map(leaves_a_question, statuses.values())) else {}
+        digests = {run: _Digest.of(generations) for run, generations in generations_by_run(items).items()}
+        del items  # hundreds of Jobs and their pods need not be in memory together
+        pods = self.pods() if any(leaves_a_question(each.status) for each in digests.values()) else {}
         now_s = time.time()
-        found = {}
-        for run, generations in by_run.items():
-            status = statuses[run]
-            finding = find(status, pods.get(status.uid, ()), now_s=now_s)
-            found[run] = facts_of(RunJobs(run, generations, pods), finding)
-        return found
+        return {
+            run: each.facts(find(each.status, pods.get(each.status.uid, ()), now_s=now_s), pods)
+            for run, each in digests.items()
+        }
 
     def _finding(self, status: JobStatus, jobs: RunJobs) -> Finding:
         pods = jobs.pods.get(status.uid, ())
@@ -131,20 +127,35 @@ class JobReader:
         return str(latest.get("message") or "FailedCreate")
 
 
-def facts_of(jobs: RunJobs, finding: Finding) -> BackendFacts:
-    """The newest Job speaks for the run."""
-    status = JobStatus.of(jobs.newest.item)
-    pods = jobs.all_pods()
-    return BackendFacts(
-        backend=NAME,
-        phase=finding.phase,
-        reason=finding.reason,
-        next_step=finding.next_step,
-        num_charged=status.num_charged,
-        started_at=status.created_at,
-        num_attempts=len(pods) if pods else sum(_num_pods(g.item) for g in jobs.generations),
-        document=document_or_none(jobs.newest),
-    )
+@dataclass(frozen=True, slots=True)
+class _Digest:
+    """What is needed of a run's Jobs; the newest speaks for the run."""
+
+    status: JobStatus
+    uids: Sequence[str]
+    num_pods: int
+    """That the Jobs speak of; those whose end was not charged are not among them."""
+    document: RunSpec | None
+
+    @classmethod
+    def of(cls, generations: Sequence[Generation]) -> _Digest:
+        statuses = [JobStatus.of(generation.item) for generation in generations]
+        num_pods = sum(each.num_failed + each.num_succeeded + each.num_active for each in statuses)
+        return cls(
+            statuses[-1], [each.uid for each in statuses], num_pods, _document_or_none(generations[-1])
+        )
+
+    def facts(self, finding: Finding, pods: Mapping[str, Sequence[PodFacts]]) -> BackendFacts:
+        return BackendFacts(
+            backend=NAME,
+            phase=finding.phase,
+            reason=finding.reason,
+            next_step=finding.next_step,
+            num_charged=self.status.num_charged,
+            started_at=self.status.created_at,
+            num_attempts=max(self.num_pods, sum(len(pods.get(uid, ())) for uid in self.uids)),
+            document=self.document,
+        )
 
 
 def document(generation: Generation, namespace: str) -> RunSpec:
@@ -157,7 +168,7 @@ def document(generation: Generation, namespace: str) -> RunSpec:
     return document_of_pod(template.get("spec") or {}, where=f"Job {namespace}/{generation.name}")
 
 
-def document_or_none(generation: Generation) -> RunSpec | None:
+def _document_or_none(generation: Generation) -> RunSpec | None:
     try:
         return document(generation, "")
     except BackendError:
@@ -174,12 +185,6 @@ def event_time(event: Mapping[str, Any]) -> str:
         (event.get("metadata") or {}).get("creationTimestamp"),
     )
     return str(next(filter(None, times), ""))
-
-
-def _num_pods(item: Mapping[str, Any]) -> int:
-    """Pods that a Job speaks of; those whose end was not charged are not among them."""
-    status = JobStatus.of(item)
-    return status.num_failed + status.num_succeeded + status.num_active
 
 
 def _uid(item: Mapping[str, Any]) -> str:

@@ -62,6 +62,11 @@ class PodFacts:
     def ended(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def order(self) -> tuple[str, str, str]:
+        """Sorts the pods of a Job by age; times are whole seconds, and one pod follows the end of another."""
+        return self.created_at, (self.ended_at or "") if self.ended else "~", self.name
+
     def deletion_overdue(self, now_s: float) -> bool:
         """Whether it should have been gone for ``LOST_AFTER_S``: its node does not answer."""
         by_s = None if self.delete_by is None else _seconds(self.delete_by)

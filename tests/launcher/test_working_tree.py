@@ -10,9 +10,9 @@ import pytest
 
 from influence.rundir import RunSpec
 from influence.rundir.spec import canonical_json
+from launcher.backends.run_document import MAX_BYTES
 from launcher.errors import SpecError, UsageError
 from launcher.git import code_version, published_commit
-from launcher.kubernetes_values import MAX_RUN_JSON_BYTES
 from launcher.working_tree import require_published, stored_patch
 from tests.launcher.test_spec_git import checkout, git
 
@@ -120,14 +120,14 @@ def test_the_patch_makes_the_same_code_again(published: Path, tmp_path: Path) ->
 def test_a_patch_that_is_too_large_is_refused(published: Path) -> None:
     import random
 
-    noise = random.Random(7).randbytes(MAX_RUN_JSON_BYTES)  # does not compress
+    noise = random.Random(7).randbytes(MAX_BYTES)  # does not compress
     (published / "influence" / "data.bin").write_bytes(noise)
     with pytest.raises(SpecError, match="too large to be stored in the run") as caught:
         require_published(run_of(published), allow_dirty=True, top=published)
-    assert str(MAX_RUN_JSON_BYTES) in caught.value.what
-    (published / "influence" / "data.bin").write_bytes(noise[: MAX_RUN_JSON_BYTES // 4])
+    assert str(MAX_BYTES) in caught.value.what
+    (published / "influence" / "data.bin").write_bytes(noise[: MAX_BYTES // 4])
     run = require_published(run_of(published), allow_dirty=True, top=published)
-    assert len(canonical_json(run.to_dict())) <= MAX_RUN_JSON_BYTES
+    assert len(canonical_json(run.to_dict())) <= MAX_BYTES
 
 
 def test_a_secret_in_the_patch_is_refused_and_not_repeated(published: Path) -> None:
