@@ -75,9 +75,9 @@ class Chaos:
     def events(self) -> Iterator[str]:
         """One fault or order at each step, by its name."""
         weights: dict[Callable[[], None], int] = {
-            self.submit: 26, self.two_submits: 8, self.cancel: 9, self.suspend: 8, self.resume: 9,
+            self.submit: 26, self.submits_at_once: 10, self.cancel: 9, self.suspend: 8, self.resume: 9,
             self.kill_trainer: 9, self.terminate_trainer: 7, self.evict: 6, self.delete_pod: 6,
-            self.kill_launcher: 14, self.spoil_requests: 22, self.toggle_quota: 4, self.ask: 6,
+            self.kill_launcher: 14, self.spoil_requests: 34, self.toggle_quota: 4, self.ask: 6,
         }  # fmt: skip
         while True:
             event = self.random.choices([*weights], [*weights.values()])[0]
@@ -88,11 +88,11 @@ class Chaos:
         other = self.random.random() < 0.2
         self.order(*self.submit_words(self._name(), other=other))
 
-    def two_submits(self) -> None:
-        """At once, now and then of two specs."""
-        name, other = self._name(), self.random.random() < 0.3
-        both = [self.start(*self.submit_words(name, other=each)) for each in (False, other)]
-        for command, check in both:
+    def submits_at_once(self) -> None:
+        """Now and then of two specs."""
+        name, num_others = self._name(), self.random.choice([0, 0, 0, 1])
+        started = [self.start(*self.submit_words(name, other=number < num_others)) for number in range(3)]
+        for command, check in started:
             check(command.wait())
 
     def cancel(self) -> None:
