@@ -54,6 +54,8 @@ class Proxy:
         """
         self.faults: list[Fault] = []
         self.num_injected = 0
+        self.requests: list[tuple[str, str]] = []
+        """Method and path with its query, of every request so far."""
         self._lock = threading.Lock()
         self._body = body or (lambda _: "made to fail")
         pki = folder / "pki"
@@ -127,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
+        self.server_proxy.requests.append((self.command, self.path))
         fault = self.server_proxy.fault(self.command)
         if fault is not None and fault.kind == "delay":
             time.sleep(0.5)
