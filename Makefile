@@ -4,10 +4,10 @@ export VENV
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast test-slow lint format lock build clean
+.PHONY: help setup demo test test-fast test-slow controlplane lint format lock build clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 setup:  ## the virtual environment with torch, verl and this project
 	@scripts/setup.sh
@@ -15,13 +15,20 @@ setup:  ## the virtual environment with torch, verl and this project
 demo: setup  ## two GRPO steps of stock verl on this CPU, every response token traced, results collected and shown
 	@$(BIN)/python scripts/demo.py
 
-test: setup test-fast test-slow  ## every test, with real verl (minutes)
+test: setup .controlplane-if-go test-fast test-slow  ## every test, with real verl and a real control plane (minutes)
 
 test-fast: setup  ## the tests that need no verl run, side by side on all cores (a minute)
 	@$(PYTEST) -n auto -m "not slow"
 
-test-slow: setup  ## real verl and real rank processes, one after the other
+test-slow: setup  ## real verl, real rank processes and a real control plane, one after the other
 	@$(PYTEST) -m slow
+
+controlplane: setup  ## etcd, Kubernetes' control plane, Helm and CRDs for tests/cluster, once (minutes; needs Go 1.26)
+	@$(BIN)/python scripts/controlplane.py
+
+.PHONY: .controlplane-if-go
+.controlplane-if-go: setup
+	@$(BIN)/python scripts/controlplane.py --optional >/dev/null
 
 lint: setup  ## ruff, mypy --strict, import directions, shell syntax
 	@$(BIN)/ruff check .

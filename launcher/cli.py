@@ -19,10 +19,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "render": ("launcher.commands.render", "Print what submit would send to a backend."),
     "status": ("launcher.commands.status", "Show runs: state, reason, committed steps, next command."),
     "logs": ("launcher.commands.logs", "Print or follow the log of an attempt."),
+    "explain": ("launcher.commands.explain", "Tell what ended each attempt of a run, and what followed."),
+    "events": ("launcher.commands.events", "List what happened to a run, as its backend tells it."),
     "cancel": ("launcher.commands.cancel", "Stop a run and everything it started."),
+    "suspend": ("launcher.commands.suspend", "Let a run give its machines back, to go on later."),
+    "resume": ("launcher.commands.resume", "Let a suspended run go on."),
     "collect": ("launcher.commands.collect", "Copy a run's results, verified, and index them."),
     "results": ("launcher.commands.results", "List, show or rebuild the index of collected results."),
     "presets": ("launcher.commands.presets", "List presets and overlays, or show one resolved."),
+    "image": ("launcher.commands.image", "Print how the image is built, or check that one fits this code."),
+    "doctor": ("launcher.commands.doctor", "Check what runs need of a cluster or of this machine."),
 }
 
 OVERVIEW = "\n".join(

@@ -6,6 +6,8 @@ import hashlib
 import os
 import stat
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,6 +64,36 @@ def code_version(top: Path | None = None) -> CodeVersion:
     )
 
 
+def published_commit(top: Path) -> str | None:
+    """The latest commit on the way back from HEAD that a remote branch holds, as far as is known here.
+
+    None where there is none: no remote, or nothing of this history was ever fetched or pushed.
+    """
+    unpublished = _git(top, "rev-list", "--first-parent", "HEAD", "--not", "--remotes")
+    if unpublished is None:
+        return None
+    commits = unpublished.decode("ascii", "replace").split()
+    found = _git(top, "rev-parse", "--verify", "--quiet", f"{commits[-1]}^" if commits else "HEAD")
+    return None if found is None else found.decode("ascii", "replace").strip()
+
+
+def patch(top: Path, base: str) -> bytes:
+    """What turns the commit ``base`` into the tree as it is, untracked code included; for ``git apply``.
+
+    The user's index is left alone, and the user's settings do not change the form.
+    """
+    untracked = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE_PATHS) or b""
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        _git(top, "read-tree", "HEAD", extra=index)
+        if untracked:
+            names = ("--pathspec-from-file=-", "--pathspec-file-nul")
+            _git(top, "add", "--intent-to-add", *names, extra=index, given=untracked)
+        forms = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--binary", "--unified=3")
+        prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
+        return _git(top, "diff", *forms, *prefixes, base, extra=index) or b""
+
+
 def _difference(top: Path) -> str | None:
     """A SHA-256 over the files that differ from HEAD; None where none does.
 
@@ -91,8 +123,13 @@ def _content(path: Path) -> bytes:
         return b"gone"
 
 
-def _git(top: Path, *args: str) -> bytes | None:
-    """git's standard output; None where git is missing, fails or hangs."""
+def _git(top: Path, *args: str, extra: Mapping[str, str] | None = None, given: bytes = b"") -> bytes | None:
+    """git's standard output; None where git is missing, fails or hangs.
+
+    Args:
+        extra: further variables of its environment.
+        given: its standard input.
+    """
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(  # noqa: S603 - fixed words and a path, no shell
@@ -100,8 +137,8 @@ def _git(top: Path, *args: str) -> bytes | None:
             capture_output=True,
             check=True,
             timeout=TIMEOUT_S,
-            env={**env, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
+            env={**env, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(extra or {})},
+            input=given,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -48,9 +48,9 @@ def merge(data: dict[str, Any], places: dict[KeyPath, Place], layer: YamlSource)
                 lay(into[key], value, here)
                 continue
             if key in into:
-                for old in _paths(into[key], here):
+                for old in all_paths(into[key], here):
                     del places[old]
-            places.update((new, layer.places[new]) for new in _paths(value, here))
+            places.update((new, layer.places[new]) for new in all_paths(value, here))
             into[key] = _copied(value)
 
     lay(data, layer.data, ())
@@ -91,12 +91,12 @@ def _secret(where: str) -> SpecError:
     )
 
 
-def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+def all_paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
     """The path of a value and of all below it."""
     yield path
     if isinstance(value, (dict, list)):
         for key, below in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _paths(below, (*path, key))
+            yield from all_paths(below, (*path, key))
 
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

@@ -1,4 +1,4 @@
-"""A run's life as the launcher drives it: submit it once, adopt it if it is there, see how it is, cancel it.
+"""A run's life as the launcher drives it: submit it once, adopt it if it is there, see how it is.
 
 Works with any backend; what a backend's and a run directory's facts mean together is ``launcher.states``.
 """
@@ -6,53 +6,18 @@ Works with any backend; what a backend's and a run directory's facts mean togeth
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from influence import rundir
 from influence.rundir import RunDirError, RunPaths, RunSpec
-from influence.rundir.clock import parse_time
-from launcher.backends import Backend
-from launcher.errors import (
-    BackendError,
-    ConflictError,
-    IncompleteError,
-    LauncherError,
-    NotFoundError,
-    SpecError,
-    UsageError,
-)
+from launcher.errors import BackendError, ConflictError, NotFoundError, SpecError, UsageError
 from launcher.places import suggest
-from launcher.states import Phase, RunFacts, RunStatus, State, derive
-
-_ERRORS: tuple[tuple[type[RunDirError], type[LauncherError]], ...] = (
-    (rundir.RunNameError, UsageError),
-    (rundir.NotARunError, NotFoundError),
-    (rundir.SchemaVersionError, SpecError),
-    (rundir.ConflictError, ConflictError),
-    (rundir.StorageError, BackendError),
-    (rundir.CorruptError, IncompleteError),
-)
-
-
-@contextmanager
-def run_dir_errors() -> Iterator[None]:
-    """Turn errors of the run directory into the launcher's, which have exit codes."""
-    try:
-        yield
-    except RunDirError as error:
-        place = "" if error.path is None else f"{error.path}: "
-        kind = next((ours for theirs, ours in _ERRORS if isinstance(error, theirs)), LauncherError)
-        raise kind(f"{place}{error.reason}", next_step=error.next_step) from error
-    except OSError as error:
-        if error.filename is None:  # a pipe, or the current directory: not the run's
-            raise
-        raise BackendError(
-            f"{error.filename}: {error.strerror}", next_step="check the permissions and the filesystem"
-        ) from error
+from launcher.run_facts import facts_without_directory, read_facts
+from launcher.rundir_errors import in_words, run_dir_errors
+from launcher.site import Site
+from launcher.states import BackendFacts, Phase, RunFacts, RunStatus, State, derive
 
 
 class Action(StrEnum):
@@ -63,16 +28,22 @@ class Action(StrEnum):
     RESTART = "restart"  # it is there, and nothing runs it
     COMPLETE = "complete"  # every step is there: nothing to do
 
+    @property
+    def starts(self) -> bool:
+        """Whether something is to be started."""
+        return self in (Action.CREATE, Action.RESTART)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a submit will do; made without changing anything."""
 
     run: RunSpec
-    paths: RunPaths
     action: Action
     status: RunStatus | None
     """The run as it is now; None when there is none."""
+    run_dir: str | None
+    """Its directory as this machine sees it; None where it does not."""
 
     @property
     def sentence(self) -> str:
@@ -88,62 +59,68 @@ class Plan:
         }[self.action]
 
 
-def plan_submit(backend: Backend, root: Path, run: RunSpec) -> Plan:
+def plan_submit(site: Site, run: RunSpec) -> Plan:
     """Adopt or refuse.
 
     Raises:
         ConflictError: another spec has this name; ``why`` lists what differs. Or the run is being stopped.
-        UsageError, SpecError, IncompleteError, BackendError: what lies there is no run that can be adopted.
+        UsageError, SpecError, IncompleteError, BackendError: what lies there is no run that can be adopted,
+            or the run would lie where no other command looks for it.
     """
+    _require_namespace(site, run)
     with run_dir_errors():
-        paths = RunPaths.of(root, run.run)
-        try:
-            existing = rundir.read_run(paths)
-        except rundir.NotARunError:
-            _refuse_foreign(paths)
-            return Plan(run=run, paths=paths, action=Action.CREATE, status=None)
-    if existing.spec_hash != run.spec_hash:
-        raise _conflict(paths, rundir.difference(existing.spec, run.spec))
-    status = run_status(backend, root, run.run)
+        paths = site.paths(run.run)
+        existing = [site.backend.document(run.run)]
+        if not site.local:
+            existing.append(_stored(paths))
+        if paths is not None and not any(existing):
+            _refuse_foreign(paths, site)
+    for other in filter(None, existing):
+        if other.spec_hash != run.spec_hash:
+            raise _conflict(run.run, rundir.difference(other.spec, run.spec))
+    run_dir = None if paths is None else str(paths.root_dir)
+    facts, run_facts = _observe(site, run.run, paths)
+    if not any(existing) or run_facts is None:
+        return Plan(run=run, action=Action.CREATE, status=None, run_dir=run_dir)
+    status = derive(facts, run_facts, now_s=time.time())
     if status.state is State.UNKNOWN:
         raise BackendError(
             f"run '{run.run}' exists with the same spec, but its state is unknown",
             why=status.reason,
-            next_step=suggest("status", run.run, root=root),
+            next_step=site.suggest("status", run.run),
         )
     if status.state is State.TERMINATING:
         raise ConflictError(
             f"run '{run.run}' exists with the same spec and is being stopped; nothing was started",
             why=status.reason,
-            next_step=f"submit again when it has ended: {suggest('status', run.run, '--wait', root=root)}",
+            next_step=f"submit again when it has ended: {site.suggest('status', run.run, '--wait')}",
         )
     if status.state is State.SUCCEEDED:
         action = Action.COMPLETE
-    elif status.state.terminal or backend.get(run.run).phase is Phase.NEVER_STARTED:
+    elif status.state.terminal or facts.phase is Phase.NEVER_STARTED:
         action = Action.RESTART
     else:
         action = Action.ADOPT
-    return Plan(run=run, paths=paths, action=action, status=status)
+    return Plan(run=run, action=action, status=status, run_dir=run_dir)
 
 
-def carry_out(backend: Backend, plan: Plan) -> bool:
+def carry_out(site: Site, plan: Plan) -> bool:
     """Do what a plan says; returns whether this call started the run (False: somebody else was quicker).
 
     Raises:
         ConflictError: another spec took the name since the plan was made.
         BackendError: the backend, or the filesystem, refuses.
     """
-    if plan.action in (Action.ADOPT, Action.COMPLETE):
+    if not plan.action.starts:
         return False
     with run_dir_errors():
         try:
-            rundir.create_run(plan.paths, plan.run)
+            return site.backend.submit(plan.run)
         except rundir.ConflictError as error:
-            raise _conflict(plan.paths, error.difference) from error
-        return backend.submit(plan.paths, plan.run)
+            raise _conflict(plan.run.run, error.difference) from error
 
 
-def require_room(backend: Backend, root: Path, run: RunSpec, request: Sequence[str]) -> None:
+def require_room(site: Site, run: RunSpec, request: Sequence[str]) -> None:
     """Refuse a run that the backend's machines cannot execute, before anything is changed.
 
     Args:
@@ -152,117 +129,153 @@ def require_room(backend: Backend, root: Path, run: RunSpec, request: Sequence[s
     Raises:
         BackendError: names what is lacking and what would work.
     """
-    refusal = backend.refusal(run)
+    refusal = site.backend.refusal(run)
     if refusal is None:
         return
     elsewhere = suggest("render", *request, "--backend", "kubernetes")
-    on_a_cpu = suggest("submit", *request, "--overlay", "tiny-cpu", root=root)
+    on_a_cpu = site.suggest("submit", *request, "--overlay", "tiny-cpu")
     fits = refusal.device == "cuda" and "tiny-cpu" not in run.spec["overlays"]
+    if not site.local:
+        next_step = f"{site.suggest('doctor', *request)} (looks at everything that a run needs there)"
+    elif fits:
+        next_step = f"{on_a_cpu} (the same job, small, on a CPU), or `{elsewhere}` for a cluster's Job"
+    else:
+        next_step = f"free or add it, or choose smaller settings with --set hardware...=..., or `{elsewhere}`"
     raise BackendError(
-        f"preset '{run.spec['preset']}' cannot run on the backend '{backend.name}'",
+        f"preset '{run.spec['preset']}' cannot run on the backend '{site.backend.name}'",
         why="it needs " + ", and ".join(refusal.lacking),
-        next_step=f"{on_a_cpu} (the same job, small, on a CPU), or `{elsewhere}` for a cluster's Job"
-        if fits
-        else f"free or add it, or choose smaller settings with --set hardware...=..., or `{elsewhere}`",
+        next_step=next_step,
     )
 
 
-def run_status(backend: Backend, root: Path, run: str) -> RunStatus:
-    """The state of one run.
+def run_status(site: Site, run: str) -> RunStatus:
+    """The state of one run; UNKNOWN where the backend does not answer.
 
     Raises:
         UsageError: not a name that a run can have.
         NotFoundError: there is no such run.
+        BackendError: the backend answers, but a right is missing or the like.
     """
     with run_dir_errors():
-        paths = RunPaths.of(root, run)
-    facts = backend.get(run)
-    if not paths.root_dir.is_dir():
-        listing = suggest("status", root=root)
-        raise NotFoundError(f"no run '{run}' in {root}", next_step=f"{listing} (lists the runs there are)")
-    return derive(facts, read_facts(paths), now_s=time.time())
+        facts, run_facts = _observe(site, run, site.paths(run))
+    if run_facts is None:
+        raise NotFoundError(
+            f"no run '{run}' in {site}", next_step=f"{site.suggest('status')} (lists the runs there are)"
+        )
+    return derive(facts, run_facts, now_s=time.time())
 
 
-def run_statuses(backend: Backend, root: Path) -> list[RunStatus]:
+def run_statuses(site: Site) -> list[RunStatus]:
     """The state of every run that the backend or the root holds, by name; a broken one is UNKNOWN.
 
+    The backend is asked once, whatever the number of runs.
+
     Raises:
-        BackendError: the root cannot be listed.
+        BackendError: the root cannot be listed, or the backend does not answer.
     """
     with run_dir_errors():
-        facts = backend.list()
+        known = dict(site.backend.list())
+    for name in _directories(site):
+        absent = BackendFacts(backend=site.backend.name, phase=Phase.ABSENT, reason="")
+        known.setdefault(name, absent)
     now_s = time.time()
-    return [derive(facts[name], _facts_by_name(root, name), now_s=now_s) for name in sorted(facts)]
+    statuses = []
+    for name in sorted(known):
+        run_facts = _facts_by_name(site, name, known[name])
+        if run_facts is not None:
+            statuses.append(derive(known[name], run_facts, now_s=now_s))
+    return statuses
 
 
-def _facts_by_name(root: Path, name: str) -> RunFacts:
+def _observe(site: Site, run: str, paths: RunPaths | None) -> tuple[BackendFacts, RunFacts | None]:
+    """Both sides' facts; None for the run's where neither side knows it."""
+    facts = site.backend.get(run)
+    directory, why = _directory_facts(site, paths)
+    if directory is not None and (site.local or directory.unreadable is None):
+        return facts, directory
+    if site.local or facts.phase is Phase.ABSENT:
+        return facts, directory
+    document = facts.document
+    if document is None and facts.phase is not Phase.UNREACHABLE:
+        try:
+            document = site.backend.document(run)
+        except BackendError as error:  # it went away between the two questions
+            facts = BackendFacts(backend=facts.backend, phase=Phase.UNREACHABLE, reason=str(error))
+    return facts, facts_without_directory(run, document, site.options, why=why)
+
+
+def _facts_by_name(site: Site, name: str, facts: BackendFacts) -> RunFacts | None:
+    """As `_observe`, for a run of a list: without another question to the backend."""
     try:
-        return read_facts(RunPaths.of(root, name))
+        directory, why = _directory_facts(site, site.paths(name))
     except RunDirError as error:
-        return RunFacts(run=name, run_dir=str(root / name), unreadable=_reason(error))
+        directory, why = RunFacts(run=name, run_dir=f"{site.root}/{name}", unreadable=in_words(error)), None
+    if directory is not None and (site.local or directory.unreadable is None):
+        return directory
+    if site.local or facts.phase is Phase.ABSENT:
+        return directory
+    return facts_without_directory(name, facts.document, site.options, why=why)
 
 
-def read_facts(paths: RunPaths) -> RunFacts:
-    """What the run directory says; what is wrong with it, if it cannot be read."""
-    damaged: list[rundir.CorruptError] = []
-    try:
-        run = rundir.read_run(paths)
-        records = rundir.committed_steps(paths, damaged=damaged)
-        attempts = paths.attempt_numbers()
-    except RunDirError as error:
-        return RunFacts(run=paths.name, run_dir=str(paths.root_dir), unreadable=_reason(error))
-    try:
-        spec, wandb = run.spec, run.wandb
-        total_steps = int(spec["training"]["total_steps"])
-        committed = [records[step] for step in range(1, total_steps + 1) if step in records]
-        return RunFacts(
-            run=paths.name,
-            run_dir=str(paths.root_dir),
-            preset=spec["preset"],
-            overlays=tuple(spec["overlays"]),
-            spec_hash=run.spec_hash,
-            total_steps=total_steps,
-            num_committed=len(committed),
-            missing_steps=tuple(step for step in range(1, total_steps + 1) if step not in records),
-            damaged=tuple(_reason(error) for error in damaged),
-            attempt=max(attempts, default=None),
-            last_step_at_s=max((_seconds(record.committed_at) for record in committed), default=None),
-            backoff_limit=int(spec["retry"]["backoff_limit"]),
-            wandb_url=wandb.get("url"),
-            wandb_mode=wandb.get("mode"),
-            submit_command=submit_command(run, paths.root_dir.parent),
-            root=paths.root_dir.parent,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"run.json lacks what a run has ({type(error).__name__}: {error})"
-        return RunFacts(run=paths.name, run_dir=str(paths.root_dir), unreadable=reason)
+def _directory_facts(site: Site, paths: RunPaths | None) -> tuple[RunFacts | None, str | None]:
+    """What the run directory says, None where there is none; and why it cannot be read, if it should be.
 
-
-def submit_command(run: RunSpec, root: Path) -> str:
-    """The command that submits this spec again under this name, from where it was first submitted.
-
-    Args:
-        root: the folder that holds the run now.
+    On a cluster the directory is a window on what the pods do: trouble with it blocks nothing.
     """
-    words = [word for word in run.provenance.get("command", ()) if word != "--debug"]
-    if words[:2] != ["launcher", "submit"]:
-        words = ["launcher", "submit", "--preset", run.spec["preset"]]
-        words += [word for overlay in run.spec["overlays"] for word in ("--overlay", overlay)]
-    kept = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in ("--name", "--suffix", "--root", "--output", "-o"):
-            skip = True
-        elif word not in ("--follow", "--dry-run") and not word.startswith(
-            ("--name=", "--suffix=", "--root=", "--output=", "-o")
-        ):
-            kept.append(word)
-    return suggest(*kept[1:], "--name", run.run, root=root)
+    if paths is None or site.root is None:
+        return None, None
+    try:
+        if site.local:
+            return (read_facts(paths, site.options) if paths.root_dir.is_dir() else None), None
+        if not site.root.is_dir():
+            return None, f"run directories are not reachable in {site.root}: no such folder"
+        if not paths.run_json.is_file():  # its pod has not started yet, or the folder is somebody else's
+            return None, None
+        facts = read_facts(paths, site.options)
+    except OSError as error:
+        if site.local:
+            raise
+        return None, f"its run directory is not reachable: {error.filename}: {error.strerror}"
+    return (
+        facts,
+        None if facts.unreadable is None else f"its run directory is not reachable: {facts.unreadable}",
+    )
 
 
-def _refuse_foreign(paths: RunPaths) -> None:
+def _directories(site: Site) -> list[str]:
+    """Names of run directories of a cluster's root that may be unknown to its server by now."""
+    if site.local or site.root is None:
+        return []
+    try:
+        return [path.parent.name for path in site.root.glob("*/run.json")]
+    except OSError:
+        return []
+
+
+def _require_namespace(site: Site, run: RunSpec) -> None:
+    """The run's object must lie where every other command looks for it."""
+    namespace = run.spec.get("cluster", {}).get("namespace", site.profile.namespace)
+    if site.local or namespace == site.profile.namespace:
+        return
+    raise SpecError(
+        f"cluster.namespace is '{namespace}', and cluster '{site.name}' looks for its runs in "
+        f"'{site.profile.namespace}'",
+        why="status, logs and cancel know the cluster only, not the preset",
+        next_step=f"set clusters.{site.name}.cluster.namespace in launcher.yaml instead",
+    )
+
+
+def _stored(paths: RunPaths | None) -> RunSpec | None:
+    """The ``run.json`` of a cluster's run, where it can be read here."""
+    if paths is None:
+        return None
+    try:
+        return rundir.read_run(paths)
+    except (rundir.NotARunError, rundir.StorageError):
+        return None
+
+
+def _refuse_foreign(paths: RunPaths, site: Site) -> None:
     """A folder that holds something and no ``run.json`` is somebody else's: nothing is put into it."""
     known = {"local"}  # a submit that was killed before it wrote run.json
     try:
@@ -270,6 +283,8 @@ def _refuse_foreign(paths: RunPaths) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
+        if not site.local:
+            return
         raise rundir.StorageError.from_os_error(error, paths.root_dir, "listing") from None
     if any(not name.startswith(".run.json.") for name in foreign):
         raise UsageError(
@@ -278,18 +293,9 @@ def _refuse_foreign(paths: RunPaths) -> None:
         )
 
 
-def _conflict(paths: RunPaths, difference: Sequence[str]) -> ConflictError:
+def _conflict(run: str, difference: Sequence[str]) -> ConflictError:
     return ConflictError(
-        f"run '{paths.name}' exists with another spec; nothing was changed",
+        f"run '{run}' exists with another spec; nothing was changed",
         why="there -> now:\n" + "\n".join(f"          {line}" for line in difference),
         next_step="give this one another name (--name or --suffix), or submit the existing run's settings",
     )
-
-
-def _seconds(timestamp: str) -> float:
-    return parse_time(timestamp).timestamp()
-
-
-def _reason(error: RunDirError) -> str:
-    place = "" if error.path is None else f"{error.path}: "
-    return f"{place}{error.reason}"

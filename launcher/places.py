@@ -1,7 +1,7 @@
 """The folders of runs and of results, and commands that find them again.
 
 A command that the launcher suggests must work as it is printed. So it names a folder that was given by flag;
-the default, and what the environment says, need no word.
+the default, and what the environment says, need no word. A cluster is named by ``Profile.options``.
 """
 
 from __future__ import annotations
@@ -16,23 +16,33 @@ DEFAULT_RESULTS = Path("results")
 RESULTS_VARIABLE = "INFL_RESULTS"
 
 
+def local_root(given: Path | None) -> Path:
+    """The folder of this machine's run directories: as given, else the environment's, else the default."""
+    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT) if given is None else given
+
+
 def suggest(*words: str, root: Path | None = None, results: Path | None = None) -> str:
     """A command line of the launcher, quoted for a shell.
 
     Args:
-        words: the command with its arguments, without the folders.
-        root: the folder of run directories that it is about; None for a command that takes none.
+        words: the command with its arguments and options (``*site.options``), without the folders below.
+        root: the folder of this machine's run directories that it is about; None where it takes none.
         results: the folder of collected copies that it is about; None likewise.
     """
-    folders = (
-        *folder_words("--root", root, ROOT_VARIABLE, DEFAULT_ROOT),
-        *folder_words("--results", results, RESULTS_VARIABLE, DEFAULT_RESULTS),
-    )
-    return shlex.join(["launcher", *words, *folders])
+    return shlex.join(["launcher", *words, *root_words(root), *results_words(results)])
 
 
-def folder_words(option: str, folder: Path | None, variable: str, default: Path) -> tuple[str, ...]:
-    """The option that names a folder; nothing where a command would use that folder anyway."""
+def root_words(root: Path | None) -> tuple[str, ...]:
+    """The option that names a folder of this machine's run directories, where it needs naming."""
+    return _folder_words("--root", root, ROOT_VARIABLE, DEFAULT_ROOT)
+
+
+def results_words(results: Path | None) -> tuple[str, ...]:
+    """The option that names a folder of collected copies, where it needs naming."""
+    return _folder_words("--results", results, RESULTS_VARIABLE, DEFAULT_RESULTS)
+
+
+def _folder_words(option: str, folder: Path | None, variable: str, default: Path) -> tuple[str, ...]:
     if folder is None or _absolute(folder) == _absolute(Path(os.environ.get(variable) or default)):
         return ()
     return option, str(folder)

@@ -1,6 +1,7 @@
 """Presets: ``jobs/<name>.yaml`` with ``extends:`` chains, overlays and ``--set``, merged and checked.
 
-Later wins: the chain from its root to the preset, then the overlays in order, then the ``--set`` in order.
+Later wins: the chain from its root to the preset, then the overlays in order, then what the cluster's profile
+sets, then the ``--set`` in order.
 Mappings merge key by key; lists and single values are replaced whole. Every value remembers the line it came
 from, so that an error about the merged whole still names a file and a line.
 """
@@ -17,7 +18,7 @@ from launcher.errors import SpecError, UsageError
 from launcher.layers import merge, parse_set, refuse_secrets
 from launcher.resources import shipped_jobs_dir
 from launcher.suggest import did_you_mean
-from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml
+from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml, shown_path
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_PROBLEMS = 12
@@ -34,7 +35,7 @@ class PresetFile:
     @property
     def label(self) -> str:
         """The path as errors show it: relative to the current folder where it lies inside."""
-        return _label(self.path)
+        return shown_path(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +91,21 @@ class PresetLibrary:
         """An overlay by name or path; UsageError where there is none."""
         return self._find(name, "overlay", "overlays", self.overlays)
 
-    def resolve(self, preset: str, overlays: Sequence[str] = (), sets: Sequence[str] = ()) -> Resolved:
+    def resolve(
+        self,
+        preset: str,
+        overlays: Sequence[str] = (),
+        sets: Sequence[str] = (),
+        *,
+        site: YamlSource | None = None,
+    ) -> Resolved:
         """Merge and check.
 
         Args:
             preset: a name, or the path of a YAML file.
             overlays: names or paths; later wins.
             sets: ``path.to.setting=value`` with the value in YAML; later wins.
+            site: what a cluster's profile sets, laid between the overlays and ``sets``.
 
         Raises:
             UsageError: an unknown preset or overlay, an overlay given twice, a ``--set`` without ``=``.
@@ -117,6 +126,8 @@ class PresetLibrary:
                     next_step="give several --overlay, later ones win",
                 )
             layers.append(_without_about(source))
+        if site is not None:
+            layers.append(site)
         layers += [parse_set(text) for text in sets]
 
         data: dict[str, Any] = {}
@@ -234,13 +245,6 @@ def _nearest(places: Mapping[KeyPath, Place], path: KeyPath, preset: PresetFile)
 
 def _without_about(source: YamlSource) -> YamlSource:
     return YamlSource({k: v for k, v in source.data.items() if k not in _ABOUT}, source.places)
-
-
-def _label(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _is_file(path: Path) -> bool:

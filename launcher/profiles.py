@@ -1,13 +1,31 @@
-"""Where a command works: this machine, or a cluster that ``launcher.yaml`` describes."""
+"""Where a command works: this machine, or a cluster that ``launcher.yaml`` describes.
+
+A project's ``launcher.yaml`` is searched from the current folder upwards to the top of the repository; the
+user's own, in the configuration folder, is laid over it key by key. Neither is needed: this machine, and the
+cluster of the kubeconfig's current context, have names of their own.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import UsageError
+from launcher.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from launcher.launcher_yaml import Clusters
+    from launcher.yaml_source import KeyPath, Place, YamlSource
 
 LOCAL = "local"
+FILE_NAME = "launcher.yaml"
+CLUSTER_VARIABLE = "INFL_CLUSTER"
+CONFIG_VARIABLE = "INFL_CONFIG"
+#: Profiles that exist without a file: this machine, and the kubeconfig's current context.
+IMPLICIT = (LOCAL, "kubernetes", "kuberay")
 DEFAULT_NAMESPACE = "default"
 
 
@@ -46,5 +64,134 @@ class Profile:
     runai: RunaiAccess | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Sections of a preset that the profile sets for its site, laid between the overlays and ``--set``."""
+    places: Mapping[KeyPath, Place] = field(default_factory=dict)
+    """Where each of ``settings`` stands, for messages."""
     source: str = ""
     """The file and line where it stands, for messages."""
+    options: tuple[str, ...] = ()
+    """The options that choose it, for the commands that are suggested; none where it is chosen anyway."""
+
+    def layer(self) -> YamlSource | None:
+        """The settings as a layer over a preset's; None where the profile sets none."""
+        if not self.settings:
+            return None
+        from launcher.layers import all_paths
+        from launcher.yaml_source import Place, YamlSource
+
+        here = Place(self.source or f"cluster '{self.name}'")
+        places = {path: self.places.get(path, here) for path in all_paths(self.settings, ())}
+        return YamlSource(dict(self.settings), places)
+
+
+def choose_profile(
+    cluster: str | None = None,
+    config: Path | None = None,
+    backend: str | None = None,
+    *,
+    offline: bool = False,
+) -> Profile:
+    """The profile that the options and the environment mean.
+
+    Args:
+        cluster: a profile's name; None: that of ``INFL_CLUSTER``, else ``default_cluster``, else ``local``.
+        config: the one file to read; None: that of ``INFL_CONFIG``, else the project's and the user's.
+        backend: what the profile's backend must be. Where no cluster is named, one of that backend is meant.
+        offline: no server is to be asked: a Run:ai that nobody described will do.
+
+    Raises:
+        UsageError: no such cluster or file, several that may be meant, or one of another backend.
+        SpecError: a ``launcher.yaml`` is not valid.
+    """
+    named = cluster or os.environ.get(CLUSTER_VARIABLE) or None
+    files = config_files(config)
+    clusters = None
+    if files and named != LOCAL:
+        from launcher.launcher_yaml import read_clusters  # imports pydantic and YAML
+
+        clusters = read_clusters(files)
+    default = (clusters.default if clusters else None) or LOCAL
+    profile = _find(named or default, clusters)
+    unread = bool(files) and clusters is None
+    if backend is not None and profile.backend != backend:
+        if named is not None:
+            raise UsageError(
+                f"cluster '{profile.name}' is of the backend {profile.backend}, not {backend}",
+                next_step=f"leave out --backend, or choose another cluster: {_there_are(clusters)}",
+            )
+        profile = _of_backend(backend, clusters, offline=offline)
+    return replace(profile, options=_options(profile.name, config, None if unread else default))
+
+
+def config_files(config: Path | None = None) -> list[Path]:
+    """The files to read, the later laid over the earlier; asks the file system and reads none of them.
+
+    Raises:
+        UsageError: the file that was named is not there.
+    """
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        config = Path(os.environ[CONFIG_VARIABLE])
+    if config is not None:
+        if not config.is_file():
+            raise UsageError(f"no such file: {config}", next_step=f"check --config and {CONFIG_VARIABLE}")
+        return [config]
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    own = Path(home).expanduser() / "influence-launcher" / FILE_NAME
+    return [path for path in (_project_file(Path.cwd()), own) if path is not None and path.is_file()]
+
+
+def _project_file(folder: Path) -> Path | None:
+    """The nearest file from a folder up to the top of its repository; outside of one, the folder's own."""
+    above = [folder, *folder.parents]
+    top = next((index for index, each in enumerate(above) if (each / ".git").exists()), 0)
+    return next((each / FILE_NAME for each in above[: top + 1] if (each / FILE_NAME).is_file()), None)
+
+
+def _find(name: str, clusters: Clusters | None) -> Profile:
+    if clusters is not None and name in clusters.profiles:
+        return clusters.profiles[name]
+    if name in IMPLICIT:
+        return Profile(name=name, backend=name)
+    known = [*(clusters.profiles if clusters else ()), *IMPLICIT]
+    hint = did_you_mean(name, known)
+    raise UsageError(
+        f"no cluster '{name}'" + (f"; {hint}" if hint else ""),
+        why=_there_are(clusters),
+        next_step=f"describe it under clusters: in {clusters.source if clusters else FILE_NAME}",
+    )
+
+
+def _of_backend(backend: str, clusters: Clusters | None, *, offline: bool) -> Profile:
+    profiles = clusters.profiles if clusters else {}
+    found = [profile for profile in profiles.values() if profile.backend == backend]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(profile.name for profile in found)
+        raise UsageError(
+            f"--backend {backend}: several clusters are of that backend: {names}",
+            next_step="choose one with --cluster",
+        )
+    if offline or backend in IMPLICIT:
+        return Profile(name=backend, backend=backend)
+    raise UsageError(
+        f"--backend {backend}: no cluster of that backend is described",
+        why=_there_are(clusters),
+        next_step=f"write into {clusters.source if clusters else FILE_NAME}: "
+        "clusters: {NAME: {backend: runai, runai: {url: https://..., project: ...}}}",
+    )
+
+
+def _options(name: str, config: Path | None, default: str | None) -> tuple[str, ...]:
+    """The options that choose a profile again, as few as are sure to.
+
+    Args:
+        default: what the files choose; None where they were not read.
+    """
+    if name == LOCAL and config is not None:
+        default = None  # without --config, other files choose
+    words = () if name == (os.environ.get(CLUSTER_VARIABLE) or default) else ("--cluster", name)
+    return words if config is None or name == LOCAL else (*words, "--config", str(config))
+
+
+def _there_are(clusters: Clusters | None) -> str:
+    return f"there are {', '.join([*(clusters.profiles if clusters else ()), *IMPLICIT])}"

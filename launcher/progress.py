@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from influence.rundir.errors import RunDirError
+from launcher.errors import BackendError
 from launcher.output import note, one_line, stderr_is_terminal
 from launcher.states import RunStatus
 
@@ -56,7 +58,7 @@ def follow(
 
 
 class LastLogLine:
-    """Finds the last line of a run's log, reading only what is new.
+    """Finds the last line of a run's log, reading only what is new; while nobody answers, the last one known.
 
     Args:
         read: the backend's ``read_log``.
@@ -73,12 +75,13 @@ class LastLogLine:
             return ""
         if status.attempt != self._attempt:
             self._attempt, self._offset_bytes, self._line = status.attempt, 0, ""
-        while piece := self._read(status.run, status.attempt, self._offset_bytes):
-            self._offset_bytes += len(piece)
-            for line in reversed(piece.decode("utf-8", "replace").splitlines()):
-                if (bare := _COLOUR.sub("", line)).strip():
-                    self._line = bare
-                    break
+        with suppress(BackendError, RunDirError):
+            while piece := self._read(status.run, status.attempt, self._offset_bytes):
+                self._offset_bytes += len(piece)
+                for line in reversed(piece.decode("utf-8", "replace").splitlines()):
+                    if (bare := _COLOUR.sub("", line)).strip():
+                        self._line = bare
+                        break
         return self._line
 
 

@@ -58,6 +58,12 @@ def is_secret_value(text: str) -> bool:
     return _secret_start(text) is not None
 
 
+def holds_secret(text: str) -> bool:
+    """Whether a well-known kind of secret stands in the text. In source code, unlike in a setting, something
+    assigned to a ``token`` is hardly ever one, so that names mean nothing here."""
+    return _SECRET_TEXT.search(_without_commits(text)) is not None
+
+
 def redacted(text: str) -> str:
     """``text``, with ``***`` in place of what looks secret: the whole, or the value of ``key=value``."""
     key, equals, _ = text.partition("=")
@@ -66,8 +72,7 @@ def redacted(text: str) -> str:
 
 
 def _secret_start(text: str) -> int | None:
-    # A commit is blotted out in its own length, so that places in the text stay what they are.
-    found = _SECRET_TEXT.search(_COMMIT.sub(lambda commit: commit[1] + 40 * "-", text))
+    found = _SECRET_TEXT.search(_without_commits(text))
     starts = [found.start()] if found else []
     for assigned in _ASSIGNED.finditer(text):
         # A folder named key=3 is a partition of a data set.
@@ -75,6 +80,11 @@ def _secret_start(text: str) -> int | None:
             starts.append(assigned.end())
             break
     return min(starts, default=None)
+
+
+def _without_commits(text: str) -> str:
+    # Blotted out in its own length, so that places in the text stay what they are.
+    return _COMMIT.sub(lambda commit: commit[1] + 40 * "-", text)
 
 
 def _names_a_secret(part: str) -> bool:

@@ -20,6 +20,7 @@ from launcher import __version__
 from launcher.errors import UsageError
 from launcher.git import CodeVersion, code_version
 from launcher.presets import PresetLibrary, Resolved
+from launcher.profiles import LOCAL, Profile
 from launcher.secrets import redacted
 
 HASH_SUFFIX = "hash"
@@ -33,6 +34,7 @@ def resolve_run(
     suffix: str | None = None,
     *,
     jobs_dirs: Sequence[Path] = (),
+    profile: Profile | None = None,
     code: CodeVersion | None = None,
     command: Sequence[str] | None = None,
     today: date | None = None,
@@ -47,6 +49,7 @@ def resolve_run(
         suffix: the end of the name, by default today's month and day (``0221``); ``hash``: four digits of the
             spec hash.
         jobs_dirs: the user's folders of presets, searched before the shipped one.
+        profile: where the run is to execute; its settings are laid between the overlays and ``sets``.
         code: the code version; by default asked of git.
         command: the command line to record; by default this process's.
         today: the date of the default suffix.
@@ -57,7 +60,8 @@ def resolve_run(
     """
     if name is not None and suffix is not None:
         raise UsageError("--name and --suffix exclude each other", why="--suffix is a part of the name")
-    resolved = PresetLibrary(jobs_dirs).resolve(preset, overlays, sets)
+    site = None if profile is None else profile.layer()
+    resolved = PresetLibrary(jobs_dirs).resolve(preset, overlays, sets, site=site)
     spec = build_spec(resolved, code_version() if code is None else code)
     digest = spec_hash(spec)
     run = _name(resolved, digest, name, suffix, date.today() if today is None else today)
@@ -65,7 +69,7 @@ def resolve_run(
         run=run,
         spec=spec,
         spec_hash=digest,
-        provenance=_provenance(sys.argv[1:] if command is None else command),
+        provenance=_provenance(sys.argv[1:] if command is None else command, profile),
         wandb=wandb_identity(spec["wandb"], run),
     )
 
@@ -112,13 +116,14 @@ def _name(resolved: Resolved, digest: str, name: str | None, suffix: str | None,
         raise UsageError(error.reason, next_step=error.next_step) from None
 
 
-def _provenance(argv: Sequence[str]) -> dict[str, Any]:
+def _provenance(argv: Sequence[str], profile: Profile | None) -> dict[str, Any]:
     return {
         "user": _user(),
         "host": socket.gethostname(),
         "created_at": utc_now(),
         "command": ["launcher", *(_text(redacted(arg)) for arg in argv)],
         "launcher_version": __version__,
+        "cluster": LOCAL if profile is None else profile.name,
     }
 
 

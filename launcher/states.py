@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ExitCode
@@ -76,6 +75,7 @@ _ENDED = {
     Phase.CANCELLED: State.CANCELLED,
     Phase.FAILED: State.FAILED,
     Phase.LOST: State.FAILED,
+    Phase.ABSENT: State.FAILED,
 }
 
 
@@ -124,8 +124,10 @@ class RunFacts:
     wandb_mode: str | None = None
     submit_command: str | None = None
     """The command that submits the same spec again."""
-    root: Path | None = None
-    """The folder that holds the run directory, for the commands that are suggested."""
+    out_of_reach: str | None = None
+    """Why a run directory that should be readable here is not, in words; the backend's word counts then."""
+    options: tuple[str, ...] = ()
+    """The options by which a command finds the run again, for the commands that are suggested."""
 
     @property
     def complete(self) -> bool:
@@ -142,6 +144,7 @@ class RunStatus:
     state: State
     reason: str
     next_command: str | None
+    """What a person can do now: a command, or words where no command helps."""
     settled: bool
     """Whether only a person can change the state: the run has ended, or its directory is unreadable."""
     run_dir: str
@@ -198,7 +201,7 @@ def derive(backend: BackendFacts, run: RunFacts, *, now_s: float) -> RunStatus:
         spec_hash=run.spec_hash,
         steps_committed=run.num_committed if readable and run.total_steps is not None else None,
         total_steps=run.total_steps,
-        attempt=run.attempt,
+        attempt=run.attempt if run.attempt is not None else backend.num_attempts or None,
         charged_retries=backend.num_charged,
         backoff_limit=run.backoff_limit,
         last_step_age_s=age_s,
@@ -212,7 +215,7 @@ def _state(backend: BackendFacts, run: RunFacts) -> tuple[State, str]:
     if run.unreadable is not None:
         return State.UNKNOWN, run.unreadable
     state, reason = _state_of_readable(backend, run)
-    return state, "; ".join([reason, *run.damaged[:1]])
+    return state, "; ".join([reason, *run.damaged[:1], *([run.out_of_reach] if run.out_of_reach else [])])
 
 
 def _state_of_readable(backend: BackendFacts, run: RunFacts) -> tuple[State, str]:
@@ -225,7 +228,7 @@ def _state_of_readable(backend: BackendFacts, run: RunFacts) -> tuple[State, str
         by_the_book = backend.phase is Phase.COMPLETED
         return (
             State.SUCCEEDED,
-            backend.reason if by_the_book else f"all steps are committed ({backend.reason})",
+            backend.reason if by_the_book else f"all steps are committed ({_how_it_ended(backend)})",
         )
     if backend.phase is Phase.UNREACHABLE:
         return State.UNKNOWN, backend.reason
@@ -233,16 +236,26 @@ def _state_of_readable(backend: BackendFacts, run: RunFacts) -> tuple[State, str
         if run.total_steps is None:
             return State.SUCCEEDED, backend.reason
         return State.FAILED, f"ended as if done, but {_steps(run.missing_steps)} not committed"
-    return _ENDED[backend.phase], backend.reason
+    return _ENDED[backend.phase], _how_it_ended(backend)
+
+
+def _how_it_ended(backend: BackendFacts) -> str:
+    return "its object is gone from the cluster" if backend.phase is Phase.ABSENT else backend.reason
 
 
 def _next_command(state: State, backend: BackendFacts, run: RunFacts) -> str | None:
-    if state is State.UNKNOWN:
+    if run.unreadable is not None:
         return None
     if state is State.SUCCEEDED:
-        return suggest("collect", "--run", run.run, root=run.root)
+        return suggest("collect", "--run", run.run, *run.options)
+    if backend.next_step is not None:
+        return backend.next_step
+    if state is State.UNKNOWN:
+        return None
+    if state is State.SUSPENDED:
+        return suggest("resume", run.run, *run.options)
     if backend.phase is Phase.FAILED:
-        return suggest("logs", run.run, root=run.root)
+        return suggest("logs", run.run, *run.options)
     if state in (State.FAILED, State.CANCELLED) or backend.phase is Phase.NEVER_STARTED:
         return run.submit_command
     return None

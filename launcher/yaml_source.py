@@ -33,12 +33,15 @@ class Place:
 
     source: str
     line: int | None = None
+    above: KeyPath = ()
+    """Where the document's root stands in its file, for one that is a part of it: ``clusters.lab``."""
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
     def at(self, path: KeyPath) -> str:
         """``file:line: path.to.field``, or ``--set path.to.field``."""
+        path = (*self.above, *path)
         if not path:
             return str(self)
         return f"{self}{' ' if self.line is None else ': '}{dotted(path)}"
@@ -58,6 +61,14 @@ def dotted(path: KeyPath) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+def shown_path(path: Path) -> str:
+    """A file as errors name it: relative to the current folder where it lies inside."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def read_yaml(path: Path, *, source: str | None = None) -> YamlSource:

@@ -9,8 +9,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # This must come before anything imports numpy or torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A user's own folders must not lend a test presets, an index or a root for runs.
-for _variable in ("INFL_JOBS", "INFL_ROOT", "INFL_RESULTS", "INFL_INDEX", "WANDB_ENTITY", "WANDB_BASE_URL"):
+for _variable in (
+    *("INFL_JOBS", "INFL_ROOT", "INFL_RESULTS", "INFL_INDEX", "INFL_CLUSTER", "INFL_CONFIG"),
+    *("WANDB_ENTITY", "WANDB_BASE_URL"),
+):
     os.environ.pop(_variable, None)
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # nor a profile of a cluster
 
 from hypothesis import settings  # noqa: E402
 

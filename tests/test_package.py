@@ -58,7 +58,7 @@ def test_base_requirements_leave_torch_and_verl_to_the_trainer_extra(wheel: Path
         for r in metadata.get_all("Requires-Dist", [])
         if ";" not in r
     }
-    assert base == {"click", "jinja2", "kubernetes", "numpy", "pydantic", "pyyaml", "rich"}
+    assert base == {"click", "httpx", "jinja2", "kubernetes", "numpy", "pydantic", "pyyaml", "rich"}
 
 
 def test_presets_resolve_from_the_installed_wheel_without_the_repository(wheel: Path, tmp_path: Path) -> None:

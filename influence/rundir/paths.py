@@ -109,6 +109,11 @@ class RunPaths:
         return self.root_dir / "checkpoints"
 
     @property
+    def inputs_dir(self) -> Path:
+        """What the trainer makes of model and data where every node must see the same files."""
+        return self.root_dir / "inputs"
+
+    @property
     def wandb_dir(self) -> Path:
         return self.root_dir / "wandb"
 
@@ -131,6 +136,10 @@ class RunPaths:
     @property
     def cancel_file(self) -> Path:
         return self.local_dir / "cancel"
+
+    @property
+    def suspend_file(self) -> Path:
+        return self.local_dir / "suspend"
 
     def attempt_numbers(self) -> list[int]:
         """The attempts there are, in increasing order."""

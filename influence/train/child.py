@@ -67,7 +67,8 @@ def _train(paths: RunPaths, run: RunSpec, attempt: Attempt, reason_fd: int) -> N
     first_missing = missing_steps(paths, run.spec["training"]["total_steps"])[0]
     resume_from = settle_tracker(paths.checkpoints_dir, first_missing)
     _say(f"resuming from the checkpoint of step {resume_from}" if resume_from else "starting from scratch")
-    config = _config(paths, run, attempt.number)
+    address, node_ids = _cluster(paths, run, attempt)
+    config = _config(paths, run, attempt.number, address)
 
     import ray
     from verl.trainer.main_ppo import run_ppo
@@ -75,9 +76,15 @@ def _train(paths: RunPaths, run: RunSpec, attempt: Attempt, reason_fd: int) -> N
     from influence.verl_engine.task_runner import InfluenceTaskRunner
     from influence.verl_engine.watchdog import Watchdog
 
+    watchdog = Watchdog(lambda death: _end_at_once(death, attempt, reason_fd), node_ids=node_ids)
     try:
-        with Watchdog(lambda death: _end_at_once(death, attempt, reason_fd)):
+        with watchdog:
             run_ppo(config, InfluenceTaskRunner)
+    except Exception as error:
+        lost = watchdog.lost_node()
+        if lost is not None and _refusal(error, attempt).code == FAILED:
+            raise Refusal(FAILED, lost) from error
+        raise
     finally:
         ray.shutdown()
 
@@ -89,7 +96,23 @@ def _end_at_once(death: str, attempt: Attempt, reason_fd: int) -> NoReturn:
     os._exit(refusal.code)
 
 
-def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
+def _cluster(paths: RunPaths, run: RunSpec, attempt: Attempt) -> tuple[str | None, frozenset[str]]:
+    """The Ray cluster that a run on several nodes joins, checked, and its nodes' ids.
+
+    None and none for a run on one node, which starts a Ray of its own.
+
+    Raises:
+        Refusal: the cluster is not there, or not fit for the run.
+    """
+    if run.spec["hardware"]["nodes"] == 1:
+        return None, frozenset()
+    from influence.train.ray_cluster import ray_address, require_cluster
+
+    address = ray_address()
+    return address, require_cluster(run.spec, paths, attempt, address, _say)
+
+
+def _config(paths: RunPaths, run: RunSpec, attempt: int, ray_address: str | None) -> Any:
     """verl's configuration, checked.
 
     Raises:
@@ -105,13 +128,14 @@ def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
         ConfigurationError,
         compose_config,
         require_dense,
+        require_joinable,
         require_supported,
         require_unowned,
     )
     from influence.verl_engine.environment import worker_environment
     from influence.verl_engine.overrides import verl_overrides
 
-    inputs = prepare_inputs(run.spec)
+    inputs = prepare_inputs(run.spec, None if ray_address is None else paths.inputs_dir)
     overrides = verl_overrides(
         run.spec,
         paths,
@@ -119,11 +143,14 @@ def _config(paths: RunPaths, run: RunSpec, attempt: int) -> Any:
         worker_environment(run, paths, attempt),
         with_wandb=_with_wandb(run),
         num_cpus=len(os.sched_getaffinity(0)),
+        ray_address=ray_address,
     )
     try:
         require_unowned(run.spec["verl"])
         config = compose_config(overrides)
         require_supported(config)
+        if ray_address is not None:
+            require_joinable(config)
         require_dense(AutoConfig.from_pretrained(inputs.model_path))
         auto_set_device(config)
         validate_config(

@@ -120,8 +120,9 @@ def _total_steps(run: RunSpec) -> int:
 
 def _attempt(paths: RunPaths, run: RunSpec, missing: list[int], store: StoredRun | None) -> int:
     # Imported here: a finished run needs none of it.
-    from influence.train.attempt_log import AttemptLog
+    from influence.train.attempt_log import CONSOLE, AttemptLog
     from influence.train.process import StopSignals, become_subreaper
+    from influence.train.version import installed_version
 
     signals = StopSignals()
     become_subreaper()
@@ -130,9 +131,9 @@ def _attempt(paths: RunPaths, run: RunSpec, missing: list[int], store: StoredRun
         reserve=store.reserve if store else None,
         node=os.environ.get("NODE_NAME"),
         pod=os.environ.get("POD_NAME"),
-        package_version=_package_version(),
+        package_version=installed_version(),
     )
-    log = AttemptLog(paths.log(attempt.number))
+    log = AttemptLog(paths.log(attempt.number), os.environ.get(CONSOLE))
     try:
         log.line(
             f"influence.train: {paths.name}, attempt {attempt.number}: "
@@ -236,15 +237,6 @@ def _child_grace_s(run: RunSpec, store: StoredRun | None) -> float:
     """Less than we get ourselves, so that there is time left to record the end, and to send what is left."""
     grace_s = _grace_s(run)
     return 0.5 * grace_s if store else max(0.5 * grace_s, grace_s - 5.0)
-
-
-def _package_version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("influence-launcher")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
 
 
 def _record_end(attempt: Attempt, code: int, reason: str) -> None:

@@ -33,6 +33,9 @@ _AT_LEAST_ONE = (
 def preflight(spec: Mapping[str, Any], machine: Machine) -> None:
     """Check packages, settings that do not go together, input files, and the machine.
 
+    On several nodes the driver's own machine need have none of the run's GPUs; each node is checked by
+    `node_preflight` once Ray has it.
+
     Raises:
         Refusal: names the first problem and the next step.
     """
@@ -41,7 +44,21 @@ def preflight(spec: Mapping[str, Any], machine: Machine) -> None:
     _check_batches(spec)
     _check_files(spec)
     _check_wandb(spec["wandb"]["mode"])
-    _check_machine(spec["hardware"], machine)
+    if spec["hardware"]["nodes"] == 1:
+        _check_gpus(spec["hardware"], machine)
+        _check_room(spec["hardware"], machine)
+
+
+def node_preflight(spec: Mapping[str, Any], machine: Machine) -> None:
+    """What every one of several nodes must have, as the workers there see it; Ray has counted the GPUs.
+
+    Raises:
+        Refusal: as `preflight`.
+    """
+    _check_packages(spec)
+    _check_files(spec)
+    _check_wandb(spec["wandb"]["mode"])
+    _check_room(spec["hardware"], machine)
 
 
 def _check_packages(spec: Mapping[str, Any]) -> None:
@@ -71,13 +88,15 @@ def _check_combinations(spec: Mapping[str, Any]) -> None:
         raise _config("model.attn_implementation flash_attention_2 needs a GPU; use sdpa")
     if hardware["device"] == "cpu" and spec["model"]["dtype"] != "float32":
         raise _config(f"model.dtype {spec['model']['dtype']!r} is for GPUs; use float32 on a CPU")
-    if hardware["nodes"] != 1:
-        raise _config(f"hardware.nodes is {hardware['nodes']}; the trainer runs on one node")
+    for name in ("nodes", "ranks_per_node"):
+        if hardware[name] < 1:
+            raise _config(f"hardware.{name} is {hardware[name]}; at least 1")
+    # By the node: a rollout replica that spans nodes would send every token's activations between them.
     num_ranks = hardware["ranks_per_node"]
     if hardware["device"] == "cuda" and num_ranks % rollout["tensor_parallel_size"]:
         raise _config(
             f"rollout.tensor_parallel_size {rollout['tensor_parallel_size']} does not divide "
-            f"{num_ranks} ranks"
+            f"{num_ranks} ranks of a node"
         )
     if spec["training"]["keep_checkpoints"] < 2:
         raise _config(
@@ -160,12 +179,15 @@ def _check_wandb(mode: str) -> None:
         )
 
 
-def _check_machine(hardware: Mapping[str, Any], machine: Machine) -> None:
+def _check_gpus(hardware: Mapping[str, Any], machine: Machine) -> None:
     if hardware["device"] == "cuda" and machine.num_gpus < hardware["ranks_per_node"]:
         raise _config(
             f"hardware asks for {hardware['ranks_per_node']} GPUs and this machine has {machine.num_gpus}; "
             "use an overlay for this machine, or a cluster"
         )
+
+
+def _check_room(hardware: Mapping[str, Any], machine: Machine) -> None:
     if machine.num_cpus < hardware["cpus"]:
         raise _config(
             f"hardware.cpus is {hardware['cpus']} and this machine gives {machine.num_cpus:g}; "

@@ -67,6 +67,24 @@ def require_supported(config: DictConfig) -> None:
         raise ConfigurationError("fused kernels and liger bypass the traced layers: set both to False")
 
 
+# What `ray.init` takes only where it starts Ray itself.
+_OF_A_NEW_RAY = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "include_dashboard")
+
+
+def require_joinable(config: DictConfig) -> None:
+    """Refuse settings of a Ray that is started, where the run joins one that has its resources already.
+
+    Raises:
+        ConfigurationError: names the setting.
+    """
+    for name in _OF_A_NEW_RAY:
+        if config.ray_kwargs.ray_init.get(name) is not None:
+            raise ConfigurationError(
+                f"verl.ray_kwargs.ray_init.{name} cannot be set where hardware.nodes is more than 1: the run "
+                "joins a Ray cluster that has its resources already; leave it out"
+            )
+
+
 def require_dense(hf_config: Any) -> None:
     """Refuse mixtures of experts: their fused expert weights are no linear layers that can be traced.
 

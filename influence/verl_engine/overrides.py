@@ -47,6 +47,7 @@ def verl_overrides(
     *,
     with_wandb: bool,
     num_cpus: int,
+    ray_address: str | None = None,
 ) -> dict[str, Any]:
     """The settings that differ from verl's defaults; the preset's own ``verl:`` comes last and wins.
 
@@ -55,6 +56,7 @@ def verl_overrides(
     Args:
         environment: variables for every process of Ray.
         num_cpus: of this machine. Ray is told of more where its actors would wait for a CPU for ever.
+        ray_address: of a Ray cluster to join, which has its resources already; None: start Ray here.
     """
     on_cpu = spec["hardware"]["device"] == "cpu"
     num_ranks = spec["hardware"]["nodes"] * spec["hardware"]["ranks_per_node"]
@@ -64,16 +66,32 @@ def verl_overrides(
         **_actor(spec["training"], spec["model"]["dtype"]),
         **_rollout(spec["rollout"], spec["training"], spec["model"]["dtype"]),
         **_trainer(spec, paths, with_wandb=with_wandb),
-        "+ray_kwargs.ray_init.address": "local",  # never somebody else's Ray that runs on this machine
-        "+ray_kwargs.ray_init.include_dashboard": False,
         "+ray_kwargs.ray_init.runtime_env.env_vars": dict(environment),
-        "ray_kwargs.ray_init.num_cpus": max(
-            num_cpus, _NUM_LOGICAL_CPUS_A_RANK * num_ranks + _NUM_LOGICAL_CPUS_BESIDES
-        ),
     }
     if on_cpu:
         overrides |= _on_cpu(num_ranks)
+    if ray_address is None:
+        overrides |= _ray_of_our_own(num_ranks, num_cpus, on_cpu=on_cpu)
+    else:
+        overrides["+ray_kwargs.ray_init.address"] = ray_address
     return overrides | dict(spec["verl"])
+
+
+def num_logical_cpus(num_ranks: int) -> int:
+    """The CPUs that Ray must have to hand out, all nodes together, lest verl's actors wait for ever."""
+    return _NUM_LOGICAL_CPUS_A_RANK * num_ranks + _NUM_LOGICAL_CPUS_BESIDES
+
+
+def _ray_of_our_own(num_ranks: int, num_cpus: int, *, on_cpu: bool) -> dict[str, Any]:
+    overrides = {
+        "+ray_kwargs.ray_init.address": "local",  # never somebody else's Ray that runs on this machine
+        "+ray_kwargs.ray_init.include_dashboard": False,
+        "ray_kwargs.ray_init.num_cpus": max(num_cpus, num_logical_cpus(num_ranks)),
+    }
+    if on_cpu:
+        overrides["+ray_kwargs.ray_init.num_gpus"] = num_ranks  # verl counts GPUs, and gives each rank one
+        overrides["+ray_kwargs.ray_init.object_store_memory"] = _CPU_OBJECT_STORE_BYTES
+    return overrides
 
 
 def _model(model: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
@@ -181,6 +199,4 @@ def _on_cpu(num_ranks: int) -> dict[str, Any]:
         "actor_rollout_ref.rollout.agent.default_agent_loop": "seeded_single_turn_agent",
         "reward.num_workers": 1,
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
-        "+ray_kwargs.ray_init.num_gpus": num_ranks,  # verl counts GPUs, and gives each rank one
-        "+ray_kwargs.ray_init.object_store_memory": _CPU_OBJECT_STORE_BYTES,
     }

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
+
+from launcher.errors import BackendError
 
 if TYPE_CHECKING:
     from influence.rundir import RunSpec
@@ -151,5 +154,21 @@ def open_backend(profile: Profile) -> Backend:
         BackendError: what it needs is not there (no kubeconfig, no such context, no credentials).
     """
     module, cls = BACKENDS[profile.backend]
-    backend: Backend = getattr(importlib.import_module(module), cls)(profile)
+    backend: Backend = getattr(import_for(profile.backend, module), cls)(profile)
     return backend
+
+
+def import_for(backend: str, module: str) -> ModuleType:
+    """A module that only this backend needs.
+
+    Raises:
+        BackendError: it, or a package that it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"the backend '{backend}' cannot be used",
+            why=f"this installation lacks the module {error.name}",
+            next_step="pip install --upgrade influence-launcher",
+        ) from error

@@ -8,7 +8,7 @@ import site
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from influence.rundir import RunPaths
 from influence.rundir.files import make_dir
 from launcher.backends.attempt import MARKER
+from launcher.backends.journal import Wish
 from launcher.errors import BackendError
 
 # A new supervisor answers after one Python start; on a machine in trouble that may take a while.
@@ -32,12 +33,17 @@ class Answer(StrEnum):
 
 
 def start_supervisor(
-    paths: RunPaths, *, withdraw_cancel: str | None = None, command: Sequence[str] = ()
+    paths: RunPaths,
+    *,
+    withdraw: Mapping[Wish, str] | None = None,
+    resume: bool = False,
+    command: Sequence[str] = (),
 ) -> Answer:
     """Start a detached supervisor and wait until it has taken the run, or another one has it.
 
     Args:
-        withdraw_cancel: id of a request to cancel that no longer holds.
+        withdraw: ids of requests that no longer hold.
+        resume: go on with the retries that the last supervisor left, instead of fresh ones.
         command: what an attempt executes; empty for the trainer.
 
     Raises:
@@ -51,7 +57,8 @@ def start_supervisor(
                 [
                     sys.executable, "-m", "launcher.backends.supervisor",
                     "--run-dir", str(paths.root_dir), "--ready-fd", str(writer),
-                    *(["--withdraw-cancel", withdraw_cancel] if withdraw_cancel else []),
+                    *[f"--withdraw-{wish}={request}" for wish, request in (withdraw or {}).items()],
+                    *(["--resume"] if resume else []),
                     *command,
                 ],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,

@@ -1,10 +1,11 @@
-"""What the local backend writes about a run: who supervises it, what happened, and who asked to cancel it.
+"""What the local backend writes about a run: who supervises it, what happened, and who asked to stop it.
 
 In the run directory's ``local/``::
 
     supervisor.json   the supervisor's own word about now: replaced atomically at each change
     events.jsonl      history: one JSON object a line, appended and synced; a torn last line is skipped
     cancel            a request to cancel, which stays: a cancelled run is one with this file
+    suspend           a request to suspend, which stays until the run is resumed
 
 Reading is cheap (standard library only), since ``status`` reads them for every run.
 """
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from influence.rundir import CorruptError, RunPaths
@@ -43,6 +45,7 @@ class Outcome(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    SUSPENDED = "suspended"  # by request, with the retries that it had
     STOPPED = "stopped"  # by a signal without a request to cancel: a shutdown; the run can go on
 
 
@@ -60,6 +63,8 @@ class SupervisorRecord:
     attempt_pid: int | None = None
     attempt_start_token: str | None = None
     num_charged: int = 0
+    num_idle: int = 0
+    """Retries in a row since the last new step; with the former what a resumed run goes on with."""
     next_attempt_at: str | None = None
     """ISO 8601, UTC; while backing off."""
     outcome: Outcome | None = None
@@ -159,6 +164,7 @@ def _parsed(paths: RunPaths, document: Any) -> SupervisorRecord:
             attempt_pid=read.integer_or_none("attempt_pid", minimum=1),
             attempt_start_token=read.text_or_none("attempt_start_token"),
             num_charged=read.integer("num_charged"),
+            num_idle=read.integer_or_none("num_idle", minimum=0) or 0,
             next_attempt_at=None if next_attempt_at is None else read.time("next_attempt_at"),
             outcome=None if outcome is None else Outcome(outcome),
             ended_at=read.text_or_none("ended_at"),
@@ -201,33 +207,40 @@ def read_events(paths: RunPaths) -> list[dict[str, Any]]:
     return events
 
 
-def request_cancel(paths: RunPaths) -> str:
-    """Leave the request to cancel, once; returns its id, which may be that of an earlier request."""
-    standing = cancel_request(paths)
+class Wish(StrEnum):
+    """What a person can ask of a run that has a supervisor; the file that asks for it has this name."""
+
+    CANCEL = "cancel"
+    SUSPEND = "suspend"
+
+
+def request(paths: RunPaths, wish: Wish) -> str:
+    """Leave a request, once; returns its id, which may be that of an earlier request."""
+    standing = standing_request(paths, wish)
     if standing is not None:
         return standing
     import uuid  # not for `status`
 
     make_dir(paths.local_dir)
-    request: Mapping[str, str] = {
+    document: Mapping[str, str] = {
         "id": uuid.uuid4().hex,
         "requested_at": utc_now(),
         "host": os.uname().nodename,
     }
     try:
-        write_json(paths.cancel_file, dict(request), exclusive=True)
+        write_json(_file(paths, wish), dict(document), exclusive=True)
     except FileExistsError:
-        return request_cancel(paths)
-    return request["id"]
+        return request(paths, wish)
+    return document["id"]
 
 
-def cancel_request(paths: RunPaths) -> str | None:
-    """The id of the standing request to cancel, if there is one.
+def standing_request(paths: RunPaths, wish: Wish) -> str | None:
+    """The id of the standing request, if there is one.
 
     A file that does not parse is a request all the same: better to stop than to go on against a wish.
     """
     try:
-        document = read_json(paths.cancel_file)
+        document = read_json(_file(paths, wish))
     except FileNotFoundError:
         return None
     except CorruptError:
@@ -235,10 +248,14 @@ def cancel_request(paths: RunPaths) -> str | None:
     return str(document.get("id", "unreadable")) if isinstance(document, dict) else "unreadable"
 
 
-def withdraw_cancel(paths: RunPaths, request_id: str) -> None:
-    """Take back a request to cancel, if it is still that one; for the holder of the lock only."""
-    if cancel_request(paths) == request_id:
-        paths.cancel_file.unlink(missing_ok=True)
+def withdraw(paths: RunPaths, wish: Wish, request_id: str) -> None:
+    """Take back a request, if it is still that one; for the holder of the lock only."""
+    if standing_request(paths, wish) == request_id:
+        _file(paths, wish).unlink(missing_ok=True)
+
+
+def _file(paths: RunPaths, wish: Wish) -> Path:
+    return paths.cancel_file if wish is Wish.CANCEL else paths.suspend_file
 
 
 @contextmanager

@@ -7,16 +7,26 @@ killed or a machine that was restarted is seen by its start token, which no livi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from influence.rundir import RunDirError, RunPaths, RunSpec, StorageError, read_run
+from influence.rundir import (
+    NotARunError,
+    RunDirError,
+    RunPaths,
+    RunSpec,
+    StorageError,
+    create_run,
+    read_run,
+)
 from influence.rundir.clock import parse_time
 from influence.rundir.files import open_inside
-from launcher.backends import Refusal, journal
-from launcher.backends.journal import Outcome, SupervisorPhase, SupervisorRecord
+from launcher.backends import AttemptFacts, Event, Refusal, journal
+from launcher.backends.journal import Outcome, SupervisorPhase, SupervisorRecord, Wish
 from launcher.backends.processes import describe, family, is_stopped, stop_family
 from launcher.errors import BackendError
+from launcher.places import local_root
+from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
 
 _LOG_CHUNK_BYTES = 2**18
@@ -30,11 +40,10 @@ _PHASES = {
     SupervisorPhase.BACKING_OFF: Phase.BACKING_OFF,
     SupervisorPhase.STOPPING: Phase.STOPPING,
 }
-_OUTCOMES = {
+_FOR_GOOD = {
     Outcome.SUCCEEDED: Phase.COMPLETED,
     Outcome.FAILED: Phase.FAILED,
     Outcome.CANCELLED: Phase.CANCELLED,
-    Outcome.STOPPED: Phase.LOST,
 }
 
 
@@ -42,15 +51,15 @@ class LocalBackend:
     """The backend ``local``.
 
     Args:
-        root: the folder that holds the run directories.
+        profile: its ``root`` is the folder that holds the run directories.
         command: what an attempt executes; empty for ``python -m influence.train --run-dir DIR``. Anything
             else must honour the run directory as the trainer does.
     """
 
     name = "local"
 
-    def __init__(self, root: Path, command: Sequence[str] = ()) -> None:
-        self.root = root
+    def __init__(self, profile: Profile, command: Sequence[str] = ()) -> None:
+        self.root = local_root(profile.root)
         self._command = list(command)
 
     def refusal(self, run: RunSpec) -> Refusal | None:
@@ -59,12 +68,20 @@ class LocalBackend:
 
         missing = lacking(run.spec, this_machine(self.root))
         if not self._command:  # what attempts execute is this interpreter's trainer
-            missing += _lacking_packages()
+            missing += lacking_packages()
         return Refusal(missing, str(run.spec["hardware"]["device"])) if missing else None
 
-    def submit(self, paths: RunPaths, run: RunSpec) -> bool:
+    def document(self, run: str) -> RunSpec | None:
+        try:
+            return read_run(RunPaths.of(self.root, run))
+        except NotARunError:
+            return None
+
+    def submit(self, run: RunSpec) -> bool:
         from launcher.backends.detach import Answer, start_supervisor
 
+        paths = RunPaths.of(self.root, run.run)
+        create_run(paths, run)
         record = journal.read_last_word(paths)
         if record is not None and _elsewhere(record):
             raise BackendError(
@@ -73,8 +90,9 @@ class LocalBackend:
                 next_step=f"submit there; or, when {record.host} is gone for good, remove "
                 f"{paths.supervisor_json} and submit here",
             )
-        standing = journal.cancel_request(paths)
-        answer = start_supervisor(paths, withdraw_cancel=standing, command=self._command)
+        if self._facts(paths).phase is Phase.SUSPENDED:
+            return False  # under way; `resume` lets it go on
+        answer = start_supervisor(paths, withdraw=_standing(paths), command=self._command)
         return answer is Answer.READY
 
     def get(self, run: str) -> BackendFacts:
@@ -101,13 +119,42 @@ class LocalBackend:
         except OSError as error:
             raise StorageError.from_os_error(error, paths.log(attempt), "reading") from None
 
+    def history(self, run: str) -> Sequence[AttemptFacts]:
+        from launcher.backends.local_history import attempt_facts
+
+        return attempt_facts(RunPaths.of(self.root, run))
+
+    def events(self, run: str) -> Sequence[Event]:
+        from launcher.backends.local_history import events
+
+        return events(RunPaths.of(self.root, run))
+
     def cancel(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:
+        return self._stop(run, Wish.CANCEL, timeout_s)
+
+    def suspend(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:
+        facts = self._facts(RunPaths.of(self.root, run))
+        return facts if facts.phase is Phase.CANCELLED else self._stop(run, Wish.SUSPEND, timeout_s)
+
+    def resume(self, run: str) -> BackendFacts:
+        from launcher.backends.detach import start_supervisor
+
+        paths = RunPaths.of(self.root, run)
+        standing = journal.standing_request(paths, Wish.SUSPEND)
+        if standing is not None and self._facts(paths).phase is Phase.STOPPING:
+            self.suspend(run)  # it is about to be: wait for that
+        if standing is not None and self._facts(paths).phase is Phase.SUSPENDED:
+            start_supervisor(paths, withdraw={Wish.SUSPEND: standing}, resume=True, command=self._command)
+        return self._facts(paths)
+
+    def _stop(self, run: str, wish: Wish, timeout_s: float | None) -> BackendFacts:
+        """Ask for an end of the run and wait until nothing of it is left, or time is up."""
         paths = RunPaths.of(self.root, run)
         facts = self._facts(paths)
         if facts.phase in (Phase.COMPLETED, Phase.FAILED):
             return facts
         grace_s = float(read_run(paths).spec["retry"]["grace_period_s"])
-        journal.request_cancel(paths)
+        journal.request(paths, wish)
         deadline = time.monotonic() + (grace_s + _CANCEL_SLACK_S if timeout_s is None else timeout_s)
         told = None
         while True:
@@ -118,14 +165,14 @@ class LocalBackend:
                 if told != record.process:  # once each: a new one may have started in between
                     told = record.process
                     _tell_to_stop(record)
-            elif self._finish_cancel(paths, record, grace_s):
+            elif self._sweep(paths, record, grace_s):
                 return self._facts(paths)
             if time.monotonic() >= deadline:
                 return self._facts(paths)
             time.sleep(_POLL_S)
 
-    def _finish_cancel(self, paths: RunPaths, record: SupervisorRecord | None, grace_s: float) -> bool:
-        """Without a supervisor: sweep what it left. False while another process holds the run."""
+    def _sweep(self, paths: RunPaths, record: SupervisorRecord | None, grace_s: float) -> bool:
+        """Without a supervisor: end what it left. False while another process holds the run."""
         from launcher.backends.attempt import marker  # subprocess is not for `status`
 
         with journal.run_lock(paths) as free:
@@ -143,9 +190,10 @@ class LocalBackend:
             return True
 
     def _facts(self, paths: RunPaths) -> BackendFacts:
+        if not paths.root_dir.is_dir():
+            return BackendFacts(backend=self.name, phase=Phase.ABSENT, reason=f"no run in {self.root}")
         record = journal.read_last_word(paths)
-        cancelled = journal.cancel_request(paths) is not None
-        phase, reason = _phase(record, cancelled)
+        phase, reason = _phase(record, _standing(paths))
         return BackendFacts(
             backend=self.name, phase=phase, reason=reason,
             num_charged=record.num_charged if record else None,
@@ -153,28 +201,41 @@ class LocalBackend:
         )  # fmt: skip
 
 
-def _phase(record: SupervisorRecord | None, cancelled: bool) -> tuple[Phase, str]:
+def _standing(paths: RunPaths) -> dict[Wish, str]:
+    """The requests that stand, with their ids."""
+    found = ((wish, journal.standing_request(paths, wish)) for wish in Wish)
+    return {wish: request for wish, request in found if request is not None}
+
+
+def _phase(record: SupervisorRecord | None, standing: Collection[Wish]) -> tuple[Phase, str]:
     if record is None:
-        return (Phase.CANCELLED, "cancelled before it started") if cancelled else (
-            Phase.NEVER_STARTED, "created, and no supervisor has started yet"
-        )  # fmt: skip
-    if record.outcome is not None:
-        if cancelled and record.outcome is Outcome.STOPPED:
-            return Phase.CANCELLED, "cancelled"
-        return _OUTCOMES[record.outcome], record.reason
-    if _elsewhere(record):
+        if Wish.CANCEL in standing:
+            return Phase.CANCELLED, "cancelled before it started"
+        if Wish.SUSPEND in standing:
+            return Phase.SUSPENDED, "suspended before it started"
+        return Phase.NEVER_STARTED, "created, and no supervisor has started yet"
+    if record.outcome in _FOR_GOOD:
+        return _FOR_GOOD[record.outcome], record.reason
+    if record.outcome is None and _elsewhere(record):
         return Phase.UNREACHABLE, f"its supervisor runs on {record.host}; ask there"
-    if not record.alive():
-        if cancelled:
+    if record.outcome is not None or not record.alive():
+        if Wish.CANCEL in standing:
             return Phase.CANCELLED, "cancelled"
+        if Wish.SUSPEND in standing:
+            return Phase.SUSPENDED, "suspended"
+        if record.outcome is Outcome.SUSPENDED:
+            return Phase.LOST, "it was suspended, and nothing lets it go on though it was asked to"
+        if record.outcome is not None:
+            return Phase.LOST, record.reason
         return (
             Phase.LOST,
             f"its supervisor (process {record.pid}) is gone: killed, or the machine was restarted",
         )
     if is_stopped(record.pid):
         return Phase.STUCK, f"its supervisor is stopped; `kill -CONT {record.pid}` lets it go on"
-    if cancelled:
-        return Phase.STOPPING, "cancel is under way"
+    for wish, words in ((Wish.CANCEL, "cancel is under way"), (Wish.SUSPEND, "it is being suspended")):
+        if wish in standing:
+            return Phase.STOPPING, words
     reason = record.reason
     if record.phase is SupervisorPhase.BACKING_OFF and record.next_attempt_at is not None:
         wait_s = parse_time(record.next_attempt_at).timestamp() - time.time()
@@ -209,7 +270,7 @@ def run_names(root: Path) -> list[str]:
         raise StorageError.from_os_error(error, root, "listing") from None
 
 
-def _lacking_packages() -> list[str]:
+def lacking_packages() -> list[str]:
     """The trainer's extra, where this interpreter lacks it; the trainer itself checks more closely."""
     from importlib.util import find_spec
 

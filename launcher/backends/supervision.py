@@ -14,15 +14,16 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from influence.rundir import RunDirError, RunPaths, committed_steps
+from influence.rundir import RunDirError, RunPaths, committed_steps, describe
 from influence.rundir.clock import utc_now
 from launcher.backends import journal
 from launcher.backends.attempt import AttemptProcess, marker
-from launcher.backends.journal import Outcome, SupervisorPhase, SupervisorRecord
-from launcher.backends.processes import ProcessId, boot_id, describe, family, stop_family
+from launcher.backends.journal import Outcome, SupervisorPhase, SupervisorRecord, Wish
+from launcher.backends.processes import ProcessId, boot_id, family, stop_family
+from launcher.backends.processes import describe as describe_processes
 from launcher.backends.retry import Action, AttemptEnd, Budget, Decision, RetryPolicy, decide
 
-# How often a supervisor with nothing to do looks for a request to cancel that came without a signal.
+# How often a supervisor with nothing to do looks for a request to stop that came without a signal.
 _IDLE_S = 5.0
 
 
@@ -30,8 +31,18 @@ class Stop(StrEnum):
     """Why a supervisor ends before the run does."""
 
     CANCEL = "cancelled"
+    SUSPEND = "suspended"
     SIGNAL = "the supervisor was told to stop (SIGTERM) without a request to cancel, as at a shutdown"
     DEADLINE = "the deadline has passed"
+
+
+# In the order of their weight: a run that is to be cancelled is not suspended.
+_STOPS = {Wish.CANCEL: Stop.CANCEL, Wish.SUSPEND: Stop.SUSPEND}
+_OUTCOMES = {
+    Stop.CANCEL: Outcome.CANCELLED,
+    Stop.SUSPEND: Outcome.SUSPENDED,
+    Stop.SIGNAL: Outcome.STOPPED,
+}
 
 
 class SignalWaiter:
@@ -68,6 +79,7 @@ class Supervisor:
         command: what an attempt executes.
         environment: the attempts' environment, without the run's marker.
         signals: delivers signals as wake-ups.
+        resume: go on with the retries that an earlier supervisor left.
 
     Raises:
         CorruptError: an earlier ``supervisor.json`` is not one.
@@ -82,6 +94,7 @@ class Supervisor:
         command: Sequence[str],
         environment: Mapping[str, str],
         signals: SignalWaiter,
+        resume: bool = False,
     ) -> None:
         self._paths = paths
         self._policy = policy
@@ -93,11 +106,13 @@ class Supervisor:
         self._attempt: AttemptProcess | None = None
         before = journal.read_supervisor(paths)
         self._inherited = before.attempt if before is not None else None  # dead or dying, with its keeper
+        self._budget = Budget(before.num_charged, before.num_idle) if resume and before else Budget()
         me = ProcessId.of(os.getpid())
         assert me is not None  # noqa: S101  a running process can read its own /proc entry
         self._record = SupervisorRecord(
             pid=me.pid, start_token=me.start_token, boot_id=boot_id(), host=os.uname().nodename,
             started_at=utc_now(), phase=SupervisorPhase.STARTING, reason="the supervisor is starting",
+            num_charged=self._budget.num_charged, num_idle=self._budget.num_idle,
         )  # fmt: skip
 
     def announce(self) -> None:
@@ -127,19 +142,25 @@ class Supervisor:
 
     def _supervise(self) -> tuple[Outcome, str]:
         self._sweep(leader=self._inherited)
-        budget = Budget()
         if self._complete():
             return Outcome.SUCCEEDED, "all steps committed"
         while True:
             stop = self._wish_to_stop()
             if stop is not None:
                 return self._stopped(stop)
-            decision = decide(self._run_attempt(), budget, self._policy)
-            budget = decision.budget
-            self._event(
-                "decided", decision=decision.action.value, charged=decision.charged, reason=decision.reason,
+            end, stopped_for = self._run_attempt()
+            decision = decide(end, self._budget, self._policy)
+            if stopped_for is not None and decision.action is not Action.SUCCEED:
+                # It ended because it was told to: whatever it exited with is no failure of the run.
+                self._decided("stop", charged=False, reason=f"{describe(end.exit_code)}; {stopped_for.value}")
+                continue
+            self._budget = decision.budget
+            self._decided(
+                decision.action.value,
+                charged=decision.charged,
+                reason=decision.reason,
                 wait_s=decision.wait_s,
-            )  # fmt: skip
+            )
             if decision.action is Action.SUCCEED:
                 return Outcome.SUCCEEDED, decision.reason
             if self._wish_to_stop() is not None:
@@ -150,7 +171,12 @@ class Supervisor:
                 return Outcome.FAILED, f"{decision.reason}, but {Stop.DEADLINE.value} by then"
             self._back_off(decision)
 
-    def _run_attempt(self) -> AttemptEnd:
+    def _decided(self, decision: str, **facts: Any) -> None:
+        self._event("decided", decision=decision, **facts)
+
+    def _run_attempt(self) -> tuple[AttemptEnd, Stop | None]:
+        """Run one attempt to its end; with it, what made this supervisor stop it, if it did."""
+        stop: Stop | None = None
         before = self._committed()
         attempt = AttemptProcess.start(self._paths, self._command, self._environment)
         self._attempt = attempt
@@ -177,39 +203,39 @@ class Supervisor:
         self._event(
             "attempt_ended", attempt=attempt.number(self._paths), exit_code=code, num_committed=len(after)
         )
-        return AttemptEnd(
+        end = AttemptEnd(
             exit_code=code,
             complete=self._complete(),
             progressed=bool(after - before),
             detail=attempt.last_words(self._paths),
         )
+        return end, stop
 
     def _back_off(self, decision: Decision) -> None:
         """Wait for the next attempt, or for a wish to stop."""
         start_at = time.monotonic() + decision.wait_s
         self._publish(
             phase=SupervisorPhase.BACKING_OFF, reason=decision.reason,
-            num_charged=decision.budget.num_charged, next_attempt_at=_utc_in(decision.wait_s),
-            attempt_pid=None, attempt_start_token=None,
+            num_charged=decision.budget.num_charged, num_idle=decision.budget.num_idle,
+            next_attempt_at=_utc_in(decision.wait_s), attempt_pid=None, attempt_start_token=None,
         )  # fmt: skip
         while (left_s := start_at - time.monotonic()) > 0 and self._wish_to_stop() is None:
             self._signals.wait(min(_IDLE_S, left_s))
 
     def _wish_to_stop(self) -> Stop | None:
         try:
-            if journal.cancel_request(self._paths) is not None:
-                return Stop.CANCEL
+            for wish, stop in _STOPS.items():
+                if journal.standing_request(self._paths, wish) is not None:
+                    return stop
         except RunDirError as error:  # a disk that stutters is no reason to stop a trainer
-            log(f"cannot look for a request to cancel: {error}")
+            log(f"cannot look for a request to stop: {error}")
         if self._signals.told_to_stop:
             return Stop.SIGNAL
         return Stop.DEADLINE if time.monotonic() >= self._deadline else None
 
     def _stopped(self, stop: Stop) -> tuple[Outcome, str]:
-        if stop is Stop.CANCEL:
-            return Outcome.CANCELLED, stop.value
-        if stop is Stop.SIGNAL:
-            return Outcome.STOPPED, stop.value
+        if stop in _OUTCOMES:
+            return _OUTCOMES[stop], stop.value
         return Outcome.FAILED, f"{stop.value} ({self._policy.deadline_s:g} s)"
 
     def _committed(self) -> set[int]:
@@ -236,7 +262,7 @@ class Supervisor:
             pause=pause,
         )
         if left:
-            self._event("survivors", processes=describe(left))
+            self._event("survivors", processes=describe_processes(left))
 
     def _publish(self, **changes: Any) -> None:
         self._record = replace(self._record, **changes)

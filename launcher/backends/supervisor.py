@@ -5,11 +5,13 @@ leaves no process behind. It belongs to no terminal and no launcher: it has a se
 its output goes to ``local/supervisor.log``.
 
 * One a run: it holds ``flock`` on ``local/`` as long as it lives.
-* SIGTERM with a request in ``local/cancel`` cancels the run; SIGTERM without one (a shutdown) stops it so
-  that a later submit goes on. Both give the attempt ``grace_period_s`` and then SIGKILL its family.
+* SIGTERM with a request in ``local/cancel`` or ``local/suspend`` cancels or suspends the run; SIGTERM without
+  one (a shutdown) stops it so that a later submit goes on. All give the attempt ``grace_period_s`` and then
+  SIGKILL its family.
 * When it is killed itself, the kernel sends the attempt SIGTERM; whatever that leaves is swept by the next
   supervisor before it starts an attempt, or by ``launcher cancel``.
-* Every supervisor starts with a fresh budget of retries and a fresh deadline, since a person asked for it.
+* Every supervisor starts with a fresh budget of retries and a fresh deadline, since a person asked for it;
+  with ``--resume`` the budget is what the last one left.
 
 Further arguments after ``--run-dir DIR`` replace the trainer's command (to run attempts in a wrapper or
 to supervise another program that honours the run directory).
@@ -28,7 +30,7 @@ from pathlib import Path
 from influence.rundir import RunDirError, RunPaths, read_run
 from launcher.backends import journal
 from launcher.backends.attempt import trainer_command
-from launcher.backends.journal import Outcome
+from launcher.backends.journal import Outcome, Wish
 from launcher.backends.processes import become_subreaper
 from launcher.backends.retry import RetryPolicy
 from launcher.backends.supervision import SignalWaiter, Supervisor, log
@@ -51,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not free:
                 tell("taken")
                 return 0
-            if args.withdraw_cancel is not None:
-                journal.withdraw_cancel(paths, args.withdraw_cancel)
+            for wish in Wish:
+                if (request := getattr(args, f"withdraw_{wish}")) is not None:
+                    journal.withdraw(paths, wish, request)
             become_subreaper()
             supervisor = Supervisor(
                 paths,
@@ -61,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command=args.command or trainer_command(sys.executable, paths.root_dir),
                 environment=os.environ,
                 signals=SignalWaiter(),
+                resume=args.resume,
             )
             supervisor.announce()
             tell("ready")
@@ -74,8 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launcher.backends.supervisor", allow_abbrev=False)
     parser.add_argument("--run-dir", type=Path, required=True, help="the run to supervise")
+    for wish in Wish:
+        parser.add_argument(
+            f"--withdraw-{wish}", metavar="ID", help=f"go on although this request to {wish} stands"
+        )
     parser.add_argument(
-        "--withdraw-cancel", metavar="ID", help="go on although this request to cancel stands"
+        "--resume", action="store_true", help="go on with the retries that the last supervisor left"
     )
     parser.add_argument(
         "--ready-fd", type=int, help="detach, and report on this descriptor: ready, taken or error"

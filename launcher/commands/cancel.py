@@ -2,57 +2,54 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from launcher.backends import open_backend
-from launcher.commands.options import output_option, root_option
+from launcher.commands.options import Place, output_option, place_options, timeout_option
 from launcher.errors import BackendError, ExitCode
-from launcher.lifecycle import run_dir_errors, run_status
+from launcher.lifecycle import run_status
 from launcher.output import emit, note
-from launcher.places import suggest
+from launcher.rundir_errors import run_dir_errors
 from launcher.states import State
 
 
 @click.command("cancel")
 @click.argument("run")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS",
-    help="How long to wait for the end; by default the run's grace period and a minute.",
-)  # fmt: skip
-@root_option
+@timeout_option
+@place_options
 @output_option
-def command(run: str, timeout_s: float | None, root: Path, output_format: str) -> int:
+def command(run: str, timeout_s: float | None, place: Place, output_format: str) -> int:
     """Stop RUN for good, with its grace period, and wait until none of its processes is left.
 
     Committed steps are kept. Repeating it does no harm; a run that has ended stays as it ended. To go on
     with a cancelled run, submit it again.
     """
-    backend = open_backend("local", root)
-    before = run_status(backend, root, run)
+    site = place.open()
+    before = run_status(site, run)
     if before.state is State.UNKNOWN and before.settled:
         raise BackendError(f"run '{run}' cannot be cancelled: {before.reason}")
     if before.state is State.UNKNOWN:
-        note(f"{run}: {before.reason}; the request is left in {before.run_dir} for it, and its end awaited")
+        where = f" in {before.run_dir}" if before.run_dir else ""
+        note(f"{run}: {before.reason}; the request is left{where} for it, and its end awaited")
     try:
         with run_dir_errors():
-            backend.cancel(run, timeout_s=timeout_s)
+            site.backend.cancel(run, timeout_s=timeout_s)
     except KeyboardInterrupt:
-        note(f"cancelling {run} goes on; `{suggest('status', run, root=root)}` shows when it is done")
+        note(f"cancelling {run} goes on; `{site.suggest('status', run)}` shows when it is done")
         return int(ExitCode.INTERRUPTED)
-    after = run_status(backend, root, run)
+    after = run_status(site, run)
     if not after.state.terminal:
         raise BackendError(
             f"run '{run}' has not ended yet: {after.state} ({after.reason})",
             why="the request to cancel stands and is carried out as soon as possible",
-            next_step=suggest("status", run, "--wait", root=root),
+            next_step=site.suggest("status", run, "--wait"),
         )
     changed = after.state is State.CANCELLED and before.state is not State.CANCELLED
 
     def plain() -> list[str]:
         if changed:
-            kept = f"{after.steps_committed} of {after.total_steps} steps are committed and kept"
+            kept = "committed steps are kept"
+            if after.total_steps is not None:
+                kept = f"{after.steps_committed} of {after.total_steps} steps are committed and kept"
             return [f"{run}: cancelled; {kept}"]
         return [f"{run}: already {after.state} ({after.reason}); nothing to cancel"]
 

@@ -21,7 +21,7 @@ from influence.rundir.errors import (
 from influence.rundir.files import list_dir
 from influence.rundir.paths import RunPaths
 from launcher.collect import Outcome, collect
-from launcher.commands.options import output_option, results_option, root_option
+from launcher.commands.options import Place, output_option, place_options, results_option
 from launcher.errors import (
     BackendError,
     ExitCode,
@@ -37,6 +37,7 @@ from launcher.manifest import MANIFEST_NAME, FileEntry
 from launcher.output import emit, note, stderr_is_terminal
 from launcher.places import suggest
 from launcher.report import findings_table
+from launcher.site import Site
 from launcher.tables import as_text, size
 
 if TYPE_CHECKING:
@@ -51,18 +52,20 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also copy score files of steps that a retry computed again and the run did not go on from.",
 )
-@root_option
+@place_options
 @results_option
 @output_option
-def command(run_name: str, all_commits: bool, root: Path, results_dir: Path, output_format: str) -> int:
+def command(run_name: str, all_commits: bool, place: Place, results_dir: Path, output_format: str) -> int:
     """Copy a run's results to RESULTS/RUN, verify every file, and index them.
 
     Each score file is compared with its commit record (size and SHA-256). Files that are there already and
     good are not copied again, so an interrupted collect goes on where it stopped, and a run that still goes
     on can be collected again later. Exit code 6: the copy lacks something; what is good was copied.
     """
+    site = place.open()
+    root = _root(site)
     with _progress(quiet=output_format == "json") as progress:
-        outcome = _collect(root, run_name, results_dir, progress, all_commits)
+        outcome = _collect(site, root, run_name, results_dir, progress, all_commits)
     _index(results_dir, run_name)
     complete = outcome.manifest.state == "complete"
     exit_code = ExitCode.OK if complete else ExitCode.INCOMPLETE
@@ -77,14 +80,28 @@ def command(run_name: str, all_commits: bool, root: Path, results_dir: Path, out
         first = (
             "restore or remove what is named above at the source"
             if damaged
-            else suggest("status", run_name, root=root)
+            else site.suggest("status", run_name)
         )
-        again = suggest("collect", "--run", run_name, root=root, results=results_dir)
+        again = site.suggest("collect", "--run", run_name, results=results_dir)
         note(f"next: {first}; then again: {again}")
     return int(exit_code)
 
 
-def _collect(root: Path, run: str, results_dir: Path, progress: Progress, all_commits: bool) -> Outcome:
+def _root(site: Site) -> Path:
+    """The folder of run directories; a cluster's must be mounted here."""
+    if site.root is None:
+        raise BackendError(
+            f"the run directories of cluster '{site.name}' are not reachable from here",
+            why="the profile has no root: its claim is not mounted on this machine",
+            next_step="mount it and give its folder: --root FOLDER, or "
+            f"clusters.{site.name}.root in launcher.yaml",
+        )
+    return site.root
+
+
+def _collect(
+    site: Site, root: Path, run: str, results_dir: Path, progress: Progress, all_commits: bool
+) -> Outcome:
     try:
         source = RunPaths.of(root, run)
         if source.root_dir.resolve() == (results_dir / run).resolve():
@@ -101,12 +118,12 @@ def _collect(root: Path, run: str, results_dir: Path, progress: Progress, all_co
             )
         return collect(source, results_dir, progress, all_commits=all_commits)
     except NotARunError:
-        raise _not_found(root, run, results_dir) from None
+        raise _not_found(site, root, run, results_dir) from None
     except RunDirError as error:
-        raise _launcher_error(error, source_dir=root, run=run) from None
+        raise _launcher_error(error, site, source_dir=root, run=run) from None
 
 
-def _launcher_error(error: RunDirError, source_dir: Path, run: str) -> LauncherError:
+def _launcher_error(error: RunDirError, site: Site, source_dir: Path, run: str) -> LauncherError:
     place = "" if error.path is None else f"{error.path}: "
     if isinstance(error, RunNameError):
         return UsageError(error.reason, next_step=error.next_step)
@@ -120,19 +137,19 @@ def _launcher_error(error: RunDirError, source_dir: Path, run: str) -> LauncherE
         f"{place}{error.reason}",
         why="what was copied and verified so far is kept",
         next_step="free space there or choose another --results, then: "
-        + suggest("collect", "--run", run, root=source_dir),
+        + site.suggest("collect", "--run", run),
     )
 
 
-def _not_found(root: Path, run: str, results_dir: Path) -> NotFoundError:
+def _not_found(site: Site, root: Path, run: str, results_dir: Path) -> NotFoundError:
     runs: list[str] = []
     with suppress(RunDirError):
         runs = [path.name for path in list_dir(root.resolve()) if (path / "run.json").is_file()]
     near = get_close_matches(run, runs, n=3)
     why = f"similar names there: {', '.join(near)}" if near else None
-    next_step = f"{suggest('status', root=root)} (lists the runs)"
+    next_step = f"{site.suggest('status')} (lists the runs)"
     if near:
-        next_step = suggest("collect", "--run", near[0], root=root, results=results_dir)
+        next_step = site.suggest("collect", "--run", near[0], results=results_dir)
     if (results_dir / run / MANIFEST_NAME).is_file():
         why = f"a copy that was collected before is in {results_dir}"
         next_step = suggest("results", "show", run, results=results_dir)

@@ -9,16 +9,16 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import click
 
-from launcher.backends import Backend, open_backend
-from launcher.commands.options import output_option, root_option
-from launcher.errors import ExitCode, NotFoundError
-from launcher.lifecycle import run_dir_errors, run_status
+from launcher.backends import Backend
+from launcher.commands.options import Place, output_option, place_options
+from launcher.errors import BackendError, ExitCode, NotFoundError
+from launcher.lifecycle import run_status
 from launcher.output import note, printable
-from launcher.places import suggest
+from launcher.rundir_errors import run_dir_errors
+from launcher.site import Site
 
 _POLL_S = 0.5
 # Colours and styles: harmless, but worth nothing once other sequences are escaped around them.
@@ -33,30 +33,32 @@ _LONGEST_LINE = 2**16
     "--attempt", type=click.IntRange(min=1), metavar="N", help="Which attempt; by default the latest."
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended, through retries.")
-@root_option
+@place_options
 @output_option
-def command(run: str, attempt: int | None, follow: bool, root: Path, output_format: str) -> int:
+def command(run: str, attempt: int | None, follow: bool, place: Place, output_format: str) -> int:
     """Print the log of the latest attempt of RUN, or of attempt N.
 
     Into a file or a pipe the bytes go unchanged; on a terminal control characters are made visible.
     --output json prints one object a line: {"attempt": 1, "line": "..."}.
     """
-    backend = open_backend("local", root)
-    status = run_status(backend, root, run)
+    site = place.open()
+    backend = site.backend
+    status = run_status(site, run)
     with run_dir_errors():
         attempts = list(backend.attempts(run))
         if attempt is not None and attempt not in attempts and not (follow and not status.settled):
             raise NotFoundError(
                 f"run '{run}' has no log of attempt {attempt}",
                 why=f"there are {', '.join(map(str, attempts))}" if attempts else "no attempt has started",
-                next_step=suggest("status", run, root=root),
+                next_step=site.suggest("status", run),
             )
         if not attempts and not follow:
             note(f"no attempt of {run} has a log yet: {status.state} ({status.reason})")
-            note(f"what its supervisor says: {status.run_dir}/local/supervisor.log")
+            if site.local:
+                note(f"what its supervisor says: {status.run_dir}/local/supervisor.log")
             return int(ExitCode.OK)
         if follow:
-            pieces = _followed(backend, root, run, attempt)
+            pieces = _followed(site, run, attempt)
         else:
             number = attempt if attempt is not None else attempts[-1]
             pieces = ((number, piece) for piece in _whole(backend, run, number))
@@ -76,21 +78,32 @@ def _whole(backend: Backend, run: str, attempt: int, offset_bytes: int = 0) -> I
         yield piece
 
 
-def _followed(backend: Backend, root: Path, run: str, only: int | None) -> Iterator[tuple[int, bytes]]:
+def _followed(site: Site, run: str, only: int | None) -> Iterator[tuple[int, bytes]]:
     """Pieces of the latest attempt's log and of those that follow it; an empty piece where it waits.
 
     Whether the run goes on is asked before the log is read, so that what it wrote last is not missed.
     """
     current, offset_bytes = only, 0
+    cut_off = False
     while True:
-        status = run_status(backend, root, run)
-        attempts = list(backend.attempts(run))
-        if current is None and attempts:
-            current = attempts[-1]
-        if current is not None:
-            for piece in _whole(backend, run, current, offset_bytes):
-                offset_bytes += len(piece)
-                yield current, piece
+        status = run_status(site, run)
+        try:
+            attempts = list(site.backend.attempts(run))
+            if current is None and attempts:
+                current = attempts[-1]
+            if current is not None:
+                for piece in _whole(site.backend, run, current, offset_bytes):
+                    offset_bytes += len(piece)
+                    yield current, piece
+        except BackendError as error:
+            if site.local:
+                raise
+            if not cut_off:  # told once; it goes on where it stopped
+                note(f"-- cut off: {error}; trying again --")
+            cut_off = True
+            time.sleep(_POLL_S)
+            continue
+        cut_off = False
         later = [number for number in attempts if current is not None and number > current]
         if later:
             if only is not None:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.errors import UsageError
+
 if TYPE_CHECKING:
     from influence.rundir.spec import RunSpec
+    from launcher.profiles import Profile
 
 jobs_option = click.option(
     "--jobs", "jobs_dirs", multiple=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
@@ -45,21 +48,35 @@ class RunRequest:
     suffix: str | None
     jobs_dirs: tuple[Path, ...]
 
-    def resolve(self) -> RunSpec:
-        """The run; raises as ``launcher.spec.resolve_run`` does. Imports pydantic and YAML."""
+    def resolve(self, profile: Profile) -> RunSpec:
+        """The run for a place; raises as ``launcher.spec.resolve_run`` does. Imports pydantic and YAML."""
         from launcher.spec import resolve_run
 
         return resolve_run(
-            self.preset, self.overlays, self.sets, self.name, self.suffix, jobs_dirs=self.jobs_dirs
+            self.preset,
+            self.overlays,
+            self.sets,
+            self.name,
+            self.suffix,
+            jobs_dirs=self.jobs_dirs,
+            profile=profile,
         )
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that choose a run; it receives them as ``request: RunRequest``."""
+    return _with_options(command, required=True)
 
+
+def optional_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same options for a command that can do without a run: ``request`` is None without ``--preset``."""
+    return _with_options(command, required=False)
+
+
+def _with_options(command: Callable[..., Any], *, required: bool) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_request(
-        preset: str,
+        preset: str | None,
         overlays: tuple[str, ...],
         sets: tuple[str, ...],
         name: str | None,
@@ -67,13 +84,17 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         jobs_dirs: tuple[Path, ...],
         **others: Any,
     ) -> Any:
+        if preset is None:
+            if overlays or sets or name or suffix:
+                raise UsageError("--overlay, --set, --name and --suffix go with --preset")
+            return command(request=None, **others)
         request = RunRequest(
             preset=preset, overlays=overlays, sets=sets, name=name, suffix=suffix, jobs_dirs=jobs_dirs
         )
         return command(request=request, **others)
 
     options = (
-        click.option("--preset", required=True, metavar="NAME", help="A preset by name, or a YAML file."),
+        click.option("--preset", required=required, metavar="NAME", help="A preset by name, or a YAML file."),
         overlay_option,
         set_option,
         click.option("--name", metavar="NAME", help="The run's name: a DNS label of at most 34 characters."),

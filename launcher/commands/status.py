@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import click
 
-from launcher.backends import Backend, open_backend
-from launcher.commands.options import output_option, root_option
-from launcher.errors import ExitCode, UsageError
+from launcher.commands.options import Place, output_option, place_options
+from launcher.errors import BackendError, ExitCode, UsageError
 from launcher.lifecycle import run_status, run_statuses
 from launcher.output import emit, note, one_line, table
-from launcher.places import suggest
 from launcher.progress import age, follow, live_lines, progress_parts, wandb_line
-from launcher.states import RunStatus
+from launcher.site import Site
+from launcher.states import RunStatus, State
 
 _WAIT_POLL_S = 0.5
 _WATCH_POLL_S = 2.0
@@ -28,59 +27,56 @@ _WATCH_POLL_S = 2.0
 )
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS",
               help="With --wait or --watch: stop then; exit 101 if RUN has not ended.")  # fmt: skip
-@root_option
+@place_options
 @output_option
 def command(
-    run: str | None, watch: bool, wait: bool, timeout_s: float | None, root: Path, output_format: str
+    run: str | None, watch: bool, wait: bool, timeout_s: float | None, place: Place, output_format: str
 ) -> int:
     """Show the state of RUN, or of every run in the root.
 
     Progress is what the trainer has committed to the run directory. A state comes with its reason and,
     where a person can act, the next command.
     """
-    backend = open_backend("local", root)
+    site = place.open()
     if wait and run is None:
-        listing = suggest("status", root=root)
-        raise UsageError("--wait needs a RUN to wait for", next_step=f"{listing} (lists the runs)")
+        raise UsageError(
+            "--wait needs a RUN to wait for", next_step=f"{site.suggest('status')} (lists the runs)"
+        )
     if timeout_s is not None and not (wait or watch):
         raise UsageError("--timeout goes with --wait or --watch")
     if run is None:
-        return _all_runs(backend, root, output_format, watch=watch, timeout_s=timeout_s)
+        return _all_runs(site, output_format, watch=watch, timeout_s=timeout_s)
     if watch:
-        status = follow(lambda: run_status(backend, root, run), poll_s=_WAIT_POLL_S, timeout_s=timeout_s)
+        status = follow(lambda: run_status(site, run), poll_s=_WAIT_POLL_S, timeout_s=timeout_s)
     elif wait:
-        status = _wait(backend, root, run, timeout_s)
+        status = _wait(site, run, timeout_s)
     else:
-        status = run_status(backend, root, run)
+        status = run_status(site, run)
     emit(output_format, status.to_dict(), lambda: detail_lines(status))
     return int(status.exit_code if wait else ExitCode.OK)
 
 
-def _wait(backend: Backend, root: Path, run: str, timeout_s: float | None) -> RunStatus:
+def _wait(site: Site, run: str, timeout_s: float | None) -> RunStatus:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
-        status = run_status(backend, root, run)
+        status = run_status(site, run)
         if status.settled or (deadline is not None and time.monotonic() >= deadline):
             return status
         time.sleep(_WAIT_POLL_S)
 
 
-def _all_runs(
-    backend: Backend, root: Path, output_format: str, *, watch: bool, timeout_s: float | None
-) -> int:
-    statuses = run_statuses(backend, root)
+def _all_runs(site: Site, output_format: str, *, watch: bool, timeout_s: float | None) -> int:
+    statuses = run_statuses(site)
     if watch and output_format == "text":
-        statuses = _watch_all(backend, root, statuses, timeout_s)
+        statuses = _watch_all(site, statuses, timeout_s)
     if not statuses and output_format == "text":
-        note(f"no runs in {root}; `{suggest('submit', '--preset', 'NAME', root=root)}` starts one")
+        note(f"no runs in {site}; `{site.suggest('submit', '--preset', 'NAME')}` starts one")
         return int(ExitCode.OK)
     emit(output_format, [status.to_dict() for status in statuses], lambda: table_lines(statuses))
     return int(ExitCode.OK)
 
 
-def _watch_all(
-    backend: Backend, root: Path, statuses: list[RunStatus], timeout_s: float | None
-) -> list[RunStatus]:
+def _watch_all(site: Site, statuses: list[RunStatus], timeout_s: float | None) -> list[RunStatus]:
     """Show the table again and again, until every run has ended."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with live_lines() as show:
@@ -90,11 +86,22 @@ def _watch_all(
             if late or all(status.settled for status in statuses):
                 return statuses
             time.sleep(_WATCH_POLL_S)
-            statuses = run_statuses(backend, root)
+            try:
+                statuses = run_statuses(site)
+            except BackendError as error:
+                if site.local:
+                    raise
+                statuses = [status if status.settled else _unknown(status, error) for status in statuses]
+
+
+def _unknown(status: RunStatus, error: BackendError) -> RunStatus:
+    """A run as it was last seen, while the server does not answer; nothing but its state is forgotten."""
+    return replace(status, state=State.UNKNOWN, reason=str(error), next_command=None, settled=False)
 
 
 def table_lines(statuses: list[RunStatus]) -> list[str]:
     """One line a run."""
+    headers = ["RUN", "STATE", "STEPS", "ATTEMPT", "LAST STEP", "W&B", "REASON"]
     rows = [
         [
             status.run,
@@ -102,11 +109,15 @@ def table_lines(statuses: list[RunStatus]) -> list[str]:
             "-" if status.total_steps is None else f"{status.steps_committed}/{status.total_steps}",
             "-" if status.attempt is None else str(status.attempt),
             "-" if status.last_step_age_s is None else f"{age(status.last_step_age_s)} ago",
+            status.wandb_url or "-",
             status.reason,
         ]
         for status in statuses
     ]
-    return table(["RUN", "STATE", "STEPS", "ATTEMPT", "LAST STEP", "REASON"], rows, right=(2, 3))
+    if not any(status.wandb_url for status in statuses):
+        for row in (headers, *rows):
+            del row[5]
+    return table(headers, rows, right=(2, 3))
 
 
 def detail_lines(status: RunStatus) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from launcher.backends import BACKENDS, Backend, open_backend
-from launcher.commands.options import output_option, root_option
+from launcher.backends import BACKENDS
+from launcher.commands.options import Place, output_option, place_options
 from launcher.commands.preset_options import RunRequest, run_options
 from launcher.commands.status import detail_lines
 from launcher.errors import ExitCode
@@ -16,26 +16,38 @@ from launcher.lifecycle import Action, Plan, carry_out, plan_submit, require_roo
 from launcher.output import emit, note
 from launcher.places import suggest
 from launcher.progress import LastLogLine, follow
+from launcher.working_tree import require_published
 
 if TYPE_CHECKING:
+    from launcher.site import Site
     from launcher.states import RunStatus
 
 
 @click.command("submit")
 @run_options
 @click.option(
-    "--backend", "backend_name", type=click.Choice(list(BACKENDS)), default="local", show_default=True,
-    help="Where the run executes.",
+    "--backend", type=click.Choice(list(BACKENDS)),
+    help="What the cluster must be; without --cluster, a cluster of this kind is chosen.",
 )  # fmt: skip
 @click.option(
     "--follow", "follow_run", is_flag=True,
     help="Show progress until the run ends: exit 0, 100 failed, 103 cancelled.",
 )  # fmt: skip
+@click.option(
+    "--allow-dirty", is_flag=True,
+    help="To a cluster, from code that is not committed and pushed: store the patch in the run.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
-@root_option
+@place_options
 @output_option
 def command(
-    request: RunRequest, backend_name: str, follow_run: bool, dry_run: bool, root: Path, output_format: str
+    request: RunRequest,
+    backend: str | None,
+    follow_run: bool,
+    allow_dirty: bool,
+    dry_run: bool,
+    place: Place,
+    output_format: str,
 ) -> int:
     """Start a run of a preset, or adopt the one that exists.
 
@@ -43,35 +55,40 @@ def command(
     was cancelled or lost its supervisor is started again with fresh retries; a complete one is done.
     The same name with another spec is refused with the difference, and nothing is changed.
     """
-    backend = open_backend(backend_name, root)
-    run = request.resolve()
-    plan = plan_submit(backend, root, run)
-    if plan.action in (Action.CREATE, Action.RESTART):
-        require_room(backend, root, run, request_words(request))
+    profile = place.profile(backend)
+    run = request.resolve(profile)
+    site = place.open(profile)
+    plan = plan_submit(site, run)
+    if plan.action.starts:
+        if not site.local:
+            plan = replace(plan, run=require_published(run, allow_dirty=allow_dirty))
+        require_room(site, run, request_words(request))
     if dry_run:
-        emit(output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan, request))
+        emit(
+            output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan, request, site)
+        )
         return int(ExitCode.OK)
-    return submit(backend, root, plan, follow_run=follow_run, output_format=output_format)
+    return submit(site, plan, follow_run=follow_run, output_format=output_format)
 
 
-def submit(backend: Backend, root: Path, plan: Plan, *, follow_run: bool, output_format: str) -> int:
+def submit(site: Site, plan: Plan, *, follow_run: bool, output_format: str) -> int:
     """Carry out a plan and report; returns the exit code."""
     run = plan.run.run
-    started = carry_out(backend, plan)
+    started = carry_out(site, plan)
     if follow_run:
         note(plan.sentence)
-        return _follow(backend, root, run, output_format)
-    status = run_status(backend, root, run)
+        return _follow(site, run, output_format)
+    status = run_status(site, run)
     document = _plan_document(plan) | {"started": started, "status": status.to_dict()}
-    emit(output_format, document, lambda: _started_lines(plan, status, root, started=started))
+    emit(output_format, document, lambda: _started_lines(plan, status, site, started=started))
     return int(ExitCode.OK)
 
 
-def _follow(backend: Backend, root: Path, run: str, output_format: str) -> int:
+def _follow(site: Site, run: str, output_format: str) -> int:
     try:
-        status = follow(lambda: run_status(backend, root, run), LastLogLine(backend.read_log))
+        status = follow(lambda: run_status(site, run), LastLogLine(site.backend.read_log))
     except KeyboardInterrupt:
-        watch, stop = suggest("status", run, "--watch", root=root), suggest("cancel", run, root=root)
+        watch, stop = site.suggest("status", run, "--watch"), site.suggest("cancel", run)
         note(f"run {run} goes on; `{watch}` shows it, `{stop}` stops it")
         return int(ExitCode.INTERRUPTED)
     emit(output_format, status.to_dict(), lambda: detail_lines(status))
@@ -100,34 +117,40 @@ def _plan_document(plan: Plan) -> dict[str, object]:
         "run": plan.run.run,
         "action": plan.action.value,
         "message": plan.sentence,
-        "run_dir": str(plan.paths.root_dir),
+        "run_dir": plan.run_dir,
         "spec_hash": plan.run.spec_hash,
         "wandb": plan.run.wandb,
     }
 
 
-def _plan_lines(plan: Plan, request: RunRequest) -> list[str]:
-    verb = "would start it" if plan.action in (Action.CREATE, Action.RESTART) else "would start nothing"
+def _plan_lines(plan: Plan, request: RunRequest, site: Site) -> list[str]:
+    settings = [request.preset, *_settings_words(request)]
+    spec = suggest("presets", "show", *settings)
+    if not site.local:  # whose profile has a part in it
+        spec = suggest("render", "--preset", *settings, *site.profile.options)
+    verb = "would start it" if plan.action.starts else "would start nothing"
     return [
         f"{plan.sentence}; submit {verb}",
-        f"directory: {plan.paths.root_dir}",
+        *([f"directory: {plan.run_dir}"] if plan.run_dir else []),
         f"spec hash: {plan.run.spec_hash}",
-        f"see the spec: {suggest('presets', 'show', request.preset, *_settings_words(request))}",
+        f"see the spec: {spec}",
         "dry run: nothing was changed",
     ]
 
 
-def _started_lines(plan: Plan, status: RunStatus, root: Path, *, started: bool) -> list[str]:
+def _started_lines(plan: Plan, status: RunStatus, site: Site, *, started: bool) -> list[str]:
     lines = [plan.sentence]
     if started:
         lines.append("started; it goes on without this terminal")
-    elif plan.action in (Action.CREATE, Action.RESTART):
+    elif plan.action.starts:
         lines.append("another submit started it at the same time")
-    lines += [f"state:     {status.state} ({status.reason})", f"directory: {status.run_dir}"]
+    lines.append(f"state:     {status.state} ({status.reason})")
+    if status.run_dir:
+        lines.append(f"directory: {status.run_dir}")
     if plan.action is Action.COMPLETE:
         return [*lines, f"next:      {status.next_command}"]
     return [
         *lines,
-        f"watch:     {suggest('status', status.run, '--watch', root=root)}",
-        f"stop:      {suggest('cancel', status.run, root=root)}",
+        f"watch:     {site.suggest('status', status.run, '--watch')}",
+        f"stop:      {site.suggest('cancel', status.run)}",
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from launcher.model.clusters import LauncherYaml
 from launcher.model.rules import Problem, broken_rules
 from launcher.model.sections import Settings
 from launcher.suggest import did_you_mean
@@ -46,7 +47,7 @@ def validate(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
-        return {}, [_problem(details) for details in error.errors(include_url=False)]
+        return {}, [_problem(details, Settings) for details in error.errors(include_url=False)]
     problems = broken_rules(settings)
     if problems:
         return {}, problems
@@ -54,38 +55,46 @@ def validate(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     return settings.model_dump(mode="json", exclude_unset=True), []
 
 
-def setting_names(path: tuple[str | int, ...] = ()) -> list[str]:
+def validate_launcher_yaml(data: Mapping[str, Any]) -> tuple[LauncherYaml | None, list[Problem]]:
+    """Check the merged content of ``launcher.yaml``; None where there is a problem."""
+    try:
+        return LauncherYaml.model_validate(data), []
+    except ValidationError as error:
+        return None, [_problem(details, LauncherYaml) for details in error.errors(include_url=False)]
+
+
+def setting_names(path: tuple[str | int, ...] = (), schema: type[BaseModel] = Settings) -> list[str]:
     """The keys that the schema has at ``path``; none for a value or a free mapping."""
-    section = _type_at(path)
+    section = _type_at(path, schema)
     if isinstance(section, type) and issubclass(section, BaseModel):
         return list(section.model_fields)
     return []
 
 
-def _type_at(path: tuple[str | int, ...]) -> Any:
+def _type_at(path: tuple[str | int, ...], schema: type[BaseModel]) -> Any:
     """The annotation of the setting at ``path`` without its ``| None``; None where the schema has nothing."""
-    current: Any = Settings
+    current: Any = schema
     for part in path:
-        if get_origin(current) is list:
-            current = get_args(current)[0]
+        if get_origin(current) in (list, dict):
+            current = get_args(current)[-1]
         elif isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
             current = current.model_fields[str(part)].annotation
         else:
             return None
         if get_origin(current) in (Union, UnionType):
             current = next(kind for kind in get_args(current) if kind is not NoneType)
-    return current
+    return get_args(current)[0] if get_origin(current) is Annotated else current
 
 
-def _problem(details: ErrorDetails) -> Problem:
+def _problem(details: ErrorDetails, schema: type[BaseModel]) -> Problem:
     path, kind = details["loc"], details["type"]
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
-        return Problem(path, _unknown(path))
+        return Problem(path, _unknown(path, schema))
     if kind == "missing":
         return Problem(path, "missing")
     if kind == "literal_error":
-        return Problem(path, _not_a_choice(path, details["input"]))
+        return Problem(path, _not_a_choice(path, details["input"], schema))
     if kind in _EXPECTED:
         return Problem(path, f"must be {_EXPECTED[kind]}, not {_described(details['input'])}")
     if kind in _BOUNDS:
@@ -97,13 +106,13 @@ def _problem(details: ErrorDetails) -> Problem:
     return Problem(path, details["msg"])
 
 
-def _unknown(path: tuple[str | int, ...]) -> str:
-    valid = setting_names(path[:-1])
+def _unknown(path: tuple[str | int, ...], schema: type[BaseModel]) -> str:
+    valid = setting_names(path[:-1], schema)
     return "no such setting; " + (did_you_mean(str(path[-1]), valid) or f"there are {', '.join(valid)}")
 
 
-def _not_a_choice(path: tuple[str | int, ...], value: Any) -> str:
-    choices = [str(choice) for choice in get_args(_type_at(path))]
+def _not_a_choice(path: tuple[str | int, ...], value: Any, schema: type[BaseModel]) -> str:
+    choices = [str(choice) for choice in get_args(_type_at(path, schema))]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     return f"must be {' or '.join(choices)}, not {_described(value)}" + (f"; {hint}" if hint else "")
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from launcher.backends.attempt import marker
 from launcher.backends.local import LocalBackend
 from launcher.backends.processes import ProcessId, family, stop_family
 from launcher.lifecycle import run_status
+from launcher.profiles import Profile
+from launcher.site import Site
 from launcher.states import RunStatus
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
@@ -68,7 +70,16 @@ class LocalRun:
 
     @property
     def backend(self) -> LocalBackend:
-        return LocalBackend(self.root, self.command)
+        return LocalBackend(self.place.profile, self.command)
+
+    @property
+    def place(self) -> Site:
+        """This machine, with the real trainer's backend."""
+        return Site.open(Profile(name="local", backend="local"), self.root)
+
+    @property
+    def site(self) -> Site:
+        return replace(self.place, backend=self.backend)
 
     def orders(self, *starts: Sequence[str], **retry: float) -> LocalRun:
         """Write the orders, one list a start."""
@@ -84,11 +95,11 @@ class LocalRun:
         return self
 
     def start(self) -> LocalRun:
-        assert self.backend.submit(self.paths, self.run)
+        assert self.backend.submit(self.run)
         return self
 
     def status(self) -> RunStatus:
-        return run_status(self.backend, self.root, self.name)
+        return run_status(self.site, self.name)
 
     def wait_settled(self) -> RunStatus:
         wait_for(lambda: self.status().settled)

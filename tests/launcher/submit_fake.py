@@ -19,10 +19,9 @@ from tests.launcher.local_run import LocalRun
 
 def main() -> int:
     run = LocalRun(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))
-    plan = plan_submit(run.backend, run.root, run.run)
+    plan = plan_submit(run.site, run.run)
     return submit(
-        run.backend,
-        run.root,
+        run.site,
         plan,
         follow_run="--follow" in sys.argv,
         output_format="json" if "--json" in sys.argv else "text",

@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from launcher.backends import journal
+from launcher.backends.journal import Wish
 from launcher.backends.processes import ProcessId
 from launcher.states import State
 from tests.launcher.local_run import GENEROUS_S, LocalRun, launcher, python_path, supervise, wait_for
@@ -101,7 +102,7 @@ def test_a_finished_run_stays_as_it_ended(local_run: LocalRun, ending: list[str]
     local_run.order(ending).start().wait_settled()
     code, document = cancel(local_run)
     assert (code, document["state"], document["changed"]) == (0, state, False)
-    assert journal.cancel_request(local_run.paths) is None
+    assert journal.standing_request(local_run.paths, Wish.CANCEL) is None
     text = launcher("cancel", local_run.name, root=local_run.root)
     assert f"already {state}" in text.stdout
 
@@ -118,26 +119,26 @@ def test_it_stays_cancelled_until_somebody_submits_it_again(local_run: LocalRun)
     cancel(local_run)
     assert local_run.status().state is State.CANCELLED
     local_run.start()
-    assert journal.cancel_request(local_run.paths) is None
+    assert journal.standing_request(local_run.paths, Wish.CANCEL) is None
     assert local_run.wait_settled().state is State.SUCCEEDED
 
 
 def test_only_the_request_that_submit_saw_is_withdrawn(local_run: LocalRun) -> None:
     """A cancel that comes after a submit has looked must not get lost."""
     local_run.order(["hang"])
-    request = journal.request_cancel(local_run.paths)
-    assert journal.request_cancel(local_run.paths) == request
-    journal.withdraw_cancel(local_run.paths, "an earlier one")
-    assert journal.cancel_request(local_run.paths) == request
-    journal.withdraw_cancel(local_run.paths, request)
-    assert journal.cancel_request(local_run.paths) is None
+    request = journal.request(local_run.paths, Wish.CANCEL)
+    assert journal.request(local_run.paths, Wish.CANCEL) == request
+    journal.withdraw(local_run.paths, Wish.CANCEL, "an earlier one")
+    assert journal.standing_request(local_run.paths, Wish.CANCEL) == request
+    journal.withdraw(local_run.paths, Wish.CANCEL, request)
+    assert journal.standing_request(local_run.paths, Wish.CANCEL) is None
     local_run.paths.cancel_file.write_text("")
-    assert journal.cancel_request(local_run.paths) is not None  # torn, but a request
+    assert journal.standing_request(local_run.paths, Wish.CANCEL) is not None  # torn, but a request
 
 
 def test_a_supervisor_that_finds_a_request_starts_nothing(local_run: LocalRun) -> None:
     local_run.order(["hang"])
-    journal.request_cancel(local_run.paths)
+    journal.request(local_run.paths, Wish.CANCEL)
     assert supervise(local_run.paths.root_dir, *local_run.command).returncode == 1
     assert local_run.pids("starts") == []
     assert local_run.status().state is State.CANCELLED

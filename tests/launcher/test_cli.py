@@ -123,6 +123,35 @@ def test_every_command_speaks_json(words: str) -> None:
     assert "--output" in options
 
 
+AT_A_PLACE = (
+    "submit",
+    "status",
+    "logs",
+    "explain",
+    "events",
+    "cancel",
+    "suspend",
+    "resume",
+    "collect",
+    "doctor",
+)
+
+
+@pytest.mark.parametrize("words", [*AT_A_PLACE, "render"])
+def test_every_command_about_runs_says_where_in_the_same_way(words: str) -> None:
+    options = {
+        option: parameter.help
+        for parameter in all_commands()[words].params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    }
+    common = {"--cluster", "--config", "--root"} if words in AT_A_PLACE else {"--cluster", "--config"}
+    assert common <= options.keys()
+    assert {options[name] for name in common} <= {
+        parameter.help for parameter in all_commands()["status"].params if isinstance(parameter, click.Option)
+    }
+
+
 def test_the_overview_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("--help").stdout == OVERVIEW
     assert launch().stdout == OVERVIEW

@@ -46,7 +46,10 @@ def replaced(data: dict[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
     return result
 
 
-LISTS_OF_TEXT = {"data.train_files", "data.val_files", "influence.modules", "cluster.image_pull_secrets"}
+LISTS_OF_TEXT = {
+    *("data.train_files", "data.val_files", "influence.modules"),
+    *("cluster.image_pull_secrets", "cluster.node_pools"),
+}
 ALL_SETTINGS = [path for path, _ in leaves(GPU)]
 
 
@@ -77,7 +80,7 @@ def test_each_setting_refuses_a_value_of_a_wrong_type(path: KeyPath) -> None:
     for wrong in (["x"], {"x": 1}, object()):
         if isinstance(wrong, list) and dotted(path) in LISTS_OF_TEXT:
             continue
-        if path == ("verl",) and isinstance(wrong, dict):
+        if dotted(path) in ("verl", "cluster.extended_resources") and isinstance(wrong, dict):
             continue
         found = validate(replaced(GPU, path, wrong))[1]
         assert found, wrong
@@ -184,12 +187,23 @@ def test_a_toleration_keeps_only_the_keys_that_were_written() -> None:
             "9216 tokens",
         ),
         (GPU, {"training__keep_checkpoints": 1}, "training.keep_checkpoints", "at least 2"),
-        (GPU, {"hardware__nodes": 2}, "hardware.nodes", "must be 1"),
         (
             GPU,
             {"rollout__tensor_parallel_size": 3},
             "rollout.tensor_parallel_size",
             "must divide the 8 ranks",
+        ),
+        (
+            GPU,
+            {"rollout__tensor_parallel_size": 16, "hardware__nodes": 2},
+            "rollout.tensor_parallel_size",
+            "must divide the 8 ranks of a node",
+        ),
+        (
+            GPU,
+            {"cluster__storage": "ephemeral", "hardware__nodes": 2},
+            "cluster.storage",
+            "must be claim, since hardware.nodes is 2",
         ),
         (GPU, {"rollout__name": "hf_cpu"}, "rollout.name", "must be vllm"),
         (GPU, {"model__dtype": "float32"}, "model.dtype", "must be bfloat16"),

@@ -29,10 +29,30 @@ from launcher.spec import resolve_run
 from tests.launcher.test_render import ANY_TEXT, kubelet_expands
 
 GOLDEN = Path(__file__).parent / "golden" / "kubernetes"
-PRESETS = [file.name for file in PresetLibrary().presets()]
+PRESETS = [
+    file.name
+    for file in PresetLibrary().presets()
+    if PresetLibrary().resolve(file.name).settings["hardware"]["nodes"] == 1
+]
 OVERLAYS: list[tuple[str, ...]] = [(), *((file.name,) for file in PresetLibrary().overlays())]
-CASES = [(preset, overlays) for preset in PRESETS for overlays in OVERLAYS]
-CASE_IDS = ["-".join((preset, *overlays)) for preset, overlays in CASES]
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "kai": ("cluster.scheduler=kai", "cluster.queue=infl", "cluster.priority_class=train"),
+    "kueue": ("cluster.scheduler=kueue", "cluster.queue=research", "cluster.priority_class=batch"),
+    "runai-namespace": (
+        "cluster.scheduler=runai", "cluster.queue=vision", "cluster.namespace=runai-vision",
+        "cluster.node_selector={topology.kubernetes.io/zone: a}",
+    ),
+    "object-store": (
+        "cluster.storage=object_store", "cluster.object_store=s3://bucket/influence",
+        "cluster.environment={AWS_REGION: eu-west-1, NCCL_IB_HCA: $(HOME)}",
+        "cluster.extended_resources={rdma/ib: 1}",
+    ),
+    "ephemeral": ("cluster.storage=ephemeral", "cluster.ephemeral_storage=200Gi"),
+}  # fmt: skip
+CASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "-".join((preset, *overlays)): (preset, overlays, ()) for preset in PRESETS for overlays in OVERLAYS
+}
+CASES |= {f"smoke-{name}": ("smoke", (), sets) for name, sets in VARIANTS.items()}
 
 
 def run_of(preset: str, overlays: tuple[str, ...] = (), *sets: str) -> RunSpec:
@@ -78,15 +98,16 @@ def env_of(job: dict[str, Any]) -> dict[str, Any]:
     return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in entries}
 
 
-@pytest.mark.parametrize(("preset", "overlays"), CASES, ids=CASE_IDS)
-def test_the_job_is_the_golden_one(preset: str, overlays: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_the_job_is_the_golden_one(case: str) -> None:
     """The run document and its hash have tests of their own; the golden files leave them out."""
-    run = run_of(preset, overlays)
+    preset, overlays, sets = CASES[case]
+    run = run_of(preset, overlays, *sets)
     text = rendered(run).replace(run.spec_hash, "sha256:...").replace(run.spec_hash[7:39], "...")
     text, count = re.subn(r'(INFL_RUN_JSON, value: )".*"}$', r'\1"..."}', text, flags=re.MULTILINE)
     assert count == 1
     # A name that was shortened ends in digits that depend on nothing but the names.
-    path = GOLDEN / f"{'-'.join((preset, *overlays))}.yaml"
+    path = GOLDEN / f"{case}.yaml"
     if os.environ.get("INFL_UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -94,22 +115,23 @@ def test_the_job_is_the_golden_one(preset: str, overlays: tuple[str, ...]) -> No
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(CASE_IDS)
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(CASES)
 
 
 NEWEST = kubernetes_validate.latest_version()
 
 
 @pytest.mark.parametrize("version", ["1.31", NEWEST])
-@pytest.mark.parametrize(("preset", "overlays"), CASES, ids=CASE_IDS)
-def test_the_job_passes_strict_validation(preset: str, overlays: tuple[str, ...], version: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_the_job_passes_strict_validation(case: str, version: str) -> None:
+    preset, overlays, own = CASES[case]
     everything = (
         "cluster.data_claim=infl-data", "cluster.image_pull_secrets=[a, b]",
         "wandb.entity=lab", "hardware.gpu_product=null",
         "cluster.tolerations=[{key: a, operator: Equal, value: b, effect: NoExecute, tolerationSeconds: 3}]",
     )  # fmt: skip
     for sets in ((), everything):
-        kubernetes_validate.validate(job_of(preset, overlays, *sets), version, strict=True)
+        kubernetes_validate.validate(job_of(preset, overlays, *own, *sets), version, strict=True)
 
 
 def test_strict_validation_would_find_a_mistake() -> None:
@@ -271,7 +293,9 @@ def with_texts(spec: dict[str, Any], text: str) -> dict[str, Any]:
             return {key: replaced(below, (*path, key)) for key, below in value.items()}
         if isinstance(value, list):
             return [replaced(below, path) for below in value]
-        decides = path in {("hardware", "device"), ("wandb", "mode")}
+        decides = path in {
+            ("hardware", "device"), ("wandb", "mode"), ("cluster", "storage"), ("cluster", "scheduler"),
+        }  # fmt: skip
         return text if isinstance(value, str) and not decides else value
 
     result: dict[str, Any] = replaced(spec, ())
@@ -286,6 +310,12 @@ SETS = (
 )
 BENIGN = run_of("smoke", (), *SETS)
 BENIGN_SHAPE = shape(yaml.safe_load(rendered(BENIGN)))
+QUEUED = run_of(
+    "smoke", (), "cluster.scheduler=runai", "cluster.queue=q", "cluster.priority_class=p",
+    "cluster.node_selector={zone: a}", "cluster.environment={NCCL_IB_HCA: a}",
+    "cluster.extended_resources={rdma/ib: 1}", "cluster.storage=ephemeral", "cluster.ephemeral_storage=2Gi",
+)  # fmt: skip
+QUEUED_SHAPE = shape(yaml.safe_load(rendered(QUEUED)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -328,3 +358,90 @@ def test_a_run_document_that_no_environment_variable_holds_is_refused() -> None:
     with pytest.raises(SpecError, match="bytes, and 100000 is the most") as caught:
         job_values(run_of("smoke", (), f"verl.+trainer.note={'x' * 100_000}"))
     assert "128 KiB" in str(caught.value.why)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ANY_TEXT.filter(bool))
+def test_hostile_text_in_the_settings_of_a_site_arrives_unchanged(text: str) -> None:
+    job = yaml.safe_load(rendered(replace(QUEUED, spec=with_texts(QUEUED.spec, text))))
+    assert shape(job) == QUEUED_SHAPE
+    pod = pod_of(job)
+    assert {
+        job["metadata"]["labels"]["runai/queue"],
+        job["spec"]["template"]["metadata"]["labels"]["runai/queue"],
+        pod["priorityClassName"], pod["nodeSelector"]["zone"], pod["volumes"][0]["emptyDir"]["sizeLimit"],
+        kubelet_expands(env_of(job)["NCCL_IB_HCA"], {"POD_UID": "!"}),
+    } == {text}  # fmt: skip
+
+
+def test_kai_finds_its_queue_on_the_job_and_on_the_pod() -> None:
+    job = job_of("smoke", (), *VARIANTS["kai"])
+    pod_labels = job["spec"]["template"]["metadata"]["labels"]
+    assert job["metadata"]["labels"]["kai.scheduler/queue"] == pod_labels["kai.scheduler/queue"] == "infl"
+    assert pod_labels["kai.scheduler/preemptibility"] == "preemptible"
+    assert pod_labels["priorityClassName"] == pod_of(job)["priorityClassName"] == "train"
+    assert pod_of(job)["schedulerName"] == "kai-scheduler"
+    assert "suspend" not in job["spec"]
+    firm = job_of(
+        "smoke", (), *VARIANTS["kai"], "cluster.preemptible=false", f"cluster.priority_class={'p' * 64}"
+    )
+    labels = firm["spec"]["template"]["metadata"]["labels"]
+    assert labels["kai.scheduler/preemptibility"] == "non-preemptible"
+    assert "priorityClassName" not in labels, "no label holds 64 characters"
+
+
+def test_kueue_gets_a_suspended_job_with_its_queue() -> None:
+    job = job_of("smoke", (), *VARIANTS["kueue"])
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert set(job["spec"]["template"]["metadata"]["labels"]) == {"infl/run", "infl/spec-sha256"}
+    assert "schedulerName" not in pod_of(job)
+
+
+def test_run_ai_schedules_an_ordinary_job_of_its_namespace() -> None:
+    job = job_of("smoke", (), *VARIANTS["runai-namespace"])
+    assert job["metadata"]["namespace"] == "runai-vision"
+    assert job["metadata"]["labels"]["runai/queue"] == "vision"
+    assert pod_of(job)["schedulerName"] == "runai-scheduler"
+    assert pod_of(job)["nodeSelector"] == {
+        "nvidia.com/gpu.product": "NVIDIA-H200", "topology.kubernetes.io/zone": "a",
+    }  # fmt: skip
+
+
+def test_an_object_stores_keys_come_by_reference_unless_they_are_given_openly() -> None:
+    job = job_of("smoke", (), *VARIANTS["object-store"])
+    env = env_of(job)
+    assert env["INFL_STORE_URL"] == "s3://bucket/influence"
+    assert env["AWS_REGION"] == "eu-west-1"
+    assert env["NCCL_IB_HCA"] == "$$(HOME)"
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        assert env[key] == {"secretKeyRef": {"name": "infl-secrets", "key": key, "optional": True}}
+    assert pod_of(job)["volumes"][0] == {"name": "artifacts", "emptyDir": {}}
+    for kind in ("requests", "limits"):
+        assert container_of(job)["resources"][kind]["rdma/ib"] == "1"
+    other = env_of(job_of("smoke", (), "cluster.storage=object_store", "cluster.object_store=gs://bucket/a"))
+    assert not [name for name in other if name.startswith("AWS")]
+
+
+def test_further_devices_replace_none_of_the_runs_own() -> None:
+    job = job_of("smoke", (), "cluster.extended_resources={nvidia.com/gpu: 1, cpu: 1, rdma/ib: 2}")
+    assert container_of(job)["resources"]["limits"] == {
+        "nvidia.com/gpu": "8", "cpu": "96", "memory": "1500Gi", "rdma/ib": "2",
+    }  # fmt: skip
+
+
+def test_a_later_generation_differs_in_its_name_only() -> None:
+    run = run_of("smoke")
+    first = yaml.safe_load(rendered(run))
+    second = yaml.safe_load(render_template(TEMPLATE, job_values(run, object_name=f"{run.run}-r2")))
+    assert second["metadata"].pop("name") == f"{run.run}-r2"
+    assert first["metadata"].pop("name") == run.run
+    assert first == second
+
+
+def test_the_trainer_knows_its_run_and_its_job() -> None:
+    env = env_of(job_of("smoke"))
+    assert env["INFL_RUN_ID"] == "infl-smoke-0221"
+    assert env["JOB_UID"] == {
+        "fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}
+    }

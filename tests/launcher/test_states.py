@@ -15,6 +15,7 @@ NOW_S = 1_800_000_000.0
 SUBMIT = "launcher submit --preset smoke --name infl-smoke-0221"
 COLLECT = "launcher collect --run infl-smoke-0221"
 LOGS = "launcher logs infl-smoke-0221"
+RESUME = "launcher resume infl-smoke-0221"
 
 
 def backend(phase: Phase, reason: str = "because") -> BackendFacts:
@@ -39,7 +40,7 @@ TABLE = [
     (Phase.EXECUTING, 2, State.RUNNING, None),
     (Phase.EXECUTING, None, State.RUNNING, None),
     (Phase.BACKING_OFF, 1, State.RETRYING, None),
-    (Phase.SUSPENDED, 1, State.SUSPENDED, None),
+    (Phase.SUSPENDED, 1, State.SUSPENDED, RESUME),
     (Phase.STUCK, 1, State.STALLED, None),
     (Phase.STOPPING, 1, State.TERMINATING, None),
     (Phase.COMPLETED, 2, State.SUCCEEDED, COLLECT),
@@ -50,6 +51,9 @@ TABLE = [
     (Phase.CANCELLED, 1, State.CANCELLED, SUBMIT),
     (Phase.LOST, 0, State.FAILED, SUBMIT),
     (Phase.LOST, 1, State.FAILED, SUBMIT),
+    (Phase.ABSENT, 0, State.FAILED, SUBMIT),
+    (Phase.ABSENT, 1, State.FAILED, SUBMIT),
+    (Phase.ABSENT, 2, State.SUCCEEDED, COLLECT),
     (Phase.UNREACHABLE, 0, State.UNKNOWN, None),
     (Phase.UNREACHABLE, None, State.UNKNOWN, None),
     # The run directory is the truth about results, whatever became of what drove the run.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,13 @@ from influence.rundir import RunPaths, RunSpec, read_run
 from launcher.backends import Refusal, journal
 from launcher.backends.attempt import trainer_command
 from launcher.backends.detach import supervisor_environment
+from launcher.backends.journal import Wish
 from launcher.backends.local import LocalBackend
 from launcher.errors import BackendError, ConflictError, UsageError
-from launcher.lifecycle import Action, carry_out, plan_submit, require_room, submit_command
+from launcher.lifecycle import Action, carry_out, plan_submit, require_room
+from launcher.profiles import Profile
+from launcher.run_facts import submit_command
+from launcher.site import Site
 from launcher.states import State
 from tests.launcher.local_run import GENEROUS_S, REPOSITORY, LocalRun, launcher, submit_process, wait_for
 
@@ -37,10 +42,10 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 def test_a_new_run_is_created_and_started(local_run: LocalRun) -> None:
     local_run.orders(["commit 1", "commit 2", "exit 0"])
-    plan = plan_submit(local_run.backend, local_run.root, local_run.run)
+    plan = plan_submit(local_run.site, local_run.run)
     assert plan.action is Action.CREATE
     assert not local_run.root.exists()  # planning changes nothing
-    assert carry_out(local_run.backend, plan)
+    assert carry_out(local_run.site, plan)
     assert read_run(local_run.paths) == local_run.run
     assert local_run.wait_settled().state is State.SUCCEEDED
 
@@ -48,10 +53,10 @@ def test_a_new_run_is_created_and_started(local_run: LocalRun) -> None:
 def test_a_run_under_way_is_adopted_and_nothing_started(local_run: LocalRun) -> None:
     local_run.order(["hang"]).start()
     local_run.wait_for_log("hang")
-    plan = plan_submit(local_run.backend, local_run.root, local_run.run)
+    plan = plan_submit(local_run.site, local_run.run)
     assert plan.action is Action.ADOPT
     assert "adopted, nothing started" in plan.sentence
-    assert not carry_out(local_run.backend, plan)
+    assert not carry_out(local_run.site, plan)
     assert len(local_run.pids("starts")) == 1
 
 
@@ -59,9 +64,9 @@ def test_a_complete_run_is_done(local_run: LocalRun) -> None:
     local_run.order(["commit 1", "commit 2", "exit 0"]).start().wait_settled()
     wait_for(lambda: not local_run.supervisor().alive())
     before = tree(local_run.paths.root_dir)
-    plan = plan_submit(local_run.backend, local_run.root, local_run.run)
+    plan = plan_submit(local_run.site, local_run.run)
     assert plan.action is Action.COMPLETE
-    assert not carry_out(local_run.backend, plan)
+    assert not carry_out(local_run.site, plan)
     assert tree(local_run.paths.root_dir) == before
 
 
@@ -69,10 +74,10 @@ def test_a_complete_run_is_done(local_run: LocalRun) -> None:
 @pytest.mark.parametrize("ending", ["exit 78", "kill"])
 def test_a_failed_run_is_started_again(local_run: LocalRun, ending: str) -> None:
     local_run.order(["commit 1", ending], ["commit 2", "exit 0"], backoff_limit=0).start().wait_settled()
-    plan = plan_submit(local_run.backend, local_run.root, local_run.run)
+    plan = plan_submit(local_run.site, local_run.run)
     assert plan.action is Action.RESTART
     assert "started again" in plan.sentence
-    assert carry_out(local_run.backend, plan)
+    assert carry_out(local_run.site, plan)
     assert local_run.wait_settled().state is State.SUCCEEDED
 
 
@@ -81,7 +86,7 @@ def test_another_spec_of_the_same_name_is_refused_with_the_difference(local_run:
     before = tree(local_run.paths.root_dir)
     local_run.spec["training"] |= {"total_steps": 3}
     with pytest.raises(ConflictError) as caught:
-        plan_submit(local_run.backend, local_run.root, local_run.run)
+        plan_submit(local_run.site, local_run.run)
     assert caught.value.why is not None
     assert "training.total_steps: 2 -> 3" in caught.value.why
     assert tree(local_run.paths.root_dir) == before
@@ -89,11 +94,11 @@ def test_another_spec_of_the_same_name_is_refused_with_the_difference(local_run:
 
 def test_a_spec_that_takes_the_name_after_the_plan_is_refused_too(local_run: LocalRun) -> None:
     local_run.orders(["exit 0"])
-    plan = plan_submit(local_run.backend, local_run.root, local_run.run)
+    plan = plan_submit(local_run.site, local_run.run)
     local_run.spec["training"] |= {"total_steps": 3}
     local_run.order(["exit 0"])  # another submit, in between
     with pytest.raises(ConflictError):
-        carry_out(local_run.backend, plan)
+        carry_out(local_run.site, plan)
     assert not local_run.paths.supervisor_json.exists()
 
 
@@ -102,20 +107,20 @@ def test_somebody_elses_folder_is_left_alone(local_run: LocalRun) -> None:
     local_run.paths.root_dir.mkdir(parents=True)
     (local_run.paths.root_dir / "thesis.txt").write_text("words")
     with pytest.raises(UsageError, match=r"no run\.json, but thesis\.txt"):
-        plan_submit(local_run.backend, local_run.root, local_run.run)
+        plan_submit(local_run.site, local_run.run)
     assert tree(local_run.paths.root_dir) == {"thesis.txt": b"words"}
 
 
 def test_a_submit_that_died_before_it_wrote_the_spec_does_not_block(local_run: LocalRun) -> None:
     local_run.orders(["commit 1", "commit 2", "exit 0"])
     local_run.paths.local_dir.mkdir(parents=True)
-    assert plan_submit(local_run.backend, local_run.root, local_run.run).action is Action.CREATE
+    assert plan_submit(local_run.site, local_run.run).action is Action.CREATE
 
 
 def test_a_submit_that_died_before_the_supervisor_is_taken_up(local_run: LocalRun) -> None:
     local_run.order(["commit 1", "commit 2", "exit 0"])
     assert local_run.status().state is State.PENDING
-    plan = plan_submit(local_run.backend, local_run.root, local_run.run)
+    plan = plan_submit(local_run.site, local_run.run)
     assert plan.action is Action.RESTART
 
 
@@ -128,9 +133,9 @@ def test_a_run_on_another_machine_is_not_taken_over(local_run: LocalRun) -> None
     assert local_run.status().state is State.UNKNOWN
     assert "elsewhere" in local_run.status().reason
     with pytest.raises(BackendError, match="state is unknown"):
-        plan_submit(local_run.backend, local_run.root, local_run.run)
+        plan_submit(local_run.site, local_run.run)
     with pytest.raises(BackendError, match="another machine"):
-        local_run.backend.submit(local_run.paths, local_run.run)
+        local_run.backend.submit(local_run.run)
 
 
 def test_a_reboot_is_told_from_another_machine(local_run: LocalRun) -> None:
@@ -160,10 +165,10 @@ def test_a_cancelled_run_goes_on_when_submitted_again(local_run: LocalRun) -> No
     local_run.wait_for_log("hang")
     local_run.backend.cancel(local_run.name)
     assert local_run.status().state is State.CANCELLED
-    plan = plan_submit(local_run.backend, local_run.root, local_run.run)
+    plan = plan_submit(local_run.site, local_run.run)
     assert plan.action is Action.RESTART
     assert "CANCELLED" in plan.sentence
-    carry_out(local_run.backend, plan)
+    carry_out(local_run.site, plan)
     assert local_run.wait_settled().state is State.SUCCEEDED
 
 
@@ -268,12 +273,16 @@ class Small(LocalBackend):
         return Refusal(["8 GPUs; this machine has none"], run.spec["hardware"]["device"])
 
 
+def small(run: LocalRun) -> Site:
+    return replace(run.place, backend=Small(run.place.profile))
+
+
 def test_refusal_names_the_overlay_and_the_backend_that_would_work(local_run: LocalRun) -> None:
-    backend = Small(local_run.root)
+    site = small(local_run)
     local_run.spec["hardware"] |= {"device": "cuda"}
     local_run.spec["overlays"] = []
     with pytest.raises(BackendError) as caught:
-        require_room(backend, local_run.root, local_run.run, ["--preset", "smoke", "--set", "a.b=c d"])
+        require_room(site, local_run.run, ["--preset", "smoke", "--set", "a.b=c d"])
     assert caught.value.why == "it needs 8 GPUs; this machine has none"
     assert caught.value.next_step is not None
     assert "launcher submit --preset smoke --set 'a.b=c d' --overlay tiny-cpu" in caught.value.next_step
@@ -283,8 +292,7 @@ def test_refusal_names_the_overlay_and_the_backend_that_would_work(local_run: Lo
 def test_refusal_does_not_suggest_the_overlay_that_is_there(local_run: LocalRun) -> None:
     with pytest.raises(BackendError) as caught:
         require_room(
-            Small(local_run.root),
-            local_run.root,
+            small(local_run),
             local_run.run,
             ["--preset", "smoke", "--overlay", "tiny-cpu"],
         )
@@ -295,14 +303,14 @@ def test_refusal_does_not_suggest_the_overlay_that_is_there(local_run: LocalRun)
 def test_a_machine_without_the_trainer_s_packages_is_refused(
     local_run: LocalRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = LocalBackend(local_run.root)
+    trainer = local_run.place.backend
     assert trainer.refusal(local_run.run) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "verl" else object())
     refusal = trainer.refusal(local_run.run)
     assert refusal is not None
     assert refusal.lacking == ["the packages verl; install them: pip install 'influence-launcher[trainer]'"]
     # Another program than the trainer brings its own.
-    assert LocalBackend(local_run.root, ["true"]).refusal(local_run.run) is None
+    assert LocalBackend(local_run.place.profile, ["true"]).refusal(local_run.run) is None
 
 
 # --- the command line
@@ -412,9 +420,10 @@ def test_the_command_to_go_on_with_names_the_run(
     local_run: LocalRun, command: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunSpec.new(local_run.name, local_run.spec, provenance={"command": command})
-    assert submit_command(run, Path("my runs")) == f"{expected} --root 'my runs'"
+    here = Profile(name="local", backend="local")
+    assert submit_command(run, Site.open(here, Path("my runs")).options) == f"{expected} --root 'my runs'"
     monkeypatch.setenv("INFL_ROOT", str(Path("my runs").absolute()))
-    assert submit_command(run, Path("my runs")) == expected
+    assert submit_command(run, Site.open(here, Path("my runs")).options) == expected
 
 
 def test_relative_python_paths_become_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,8 +485,8 @@ def test_follow_on_a_terminal_shows_a_bar_and_obeys_nothing_in_the_log(local_run
 def test_a_run_that_is_being_stopped_is_not_adopted(local_run: LocalRun) -> None:
     local_run.order(["deaf"], grace_period_s=GENEROUS_S).start()
     local_run.wait_for_log("deaf")
-    journal.request_cancel(local_run.paths)
+    journal.request(local_run.paths, Wish.CANCEL)
     with pytest.raises(ConflictError, match="is being stopped") as refused:
-        plan_submit(local_run.backend, local_run.root, local_run.run)
+        plan_submit(local_run.site, local_run.run)
     assert refused.value.next_step is not None
     assert f"launcher status {local_run.name} --wait" in refused.value.next_step

@@ -88,8 +88,8 @@ def test_a_complete_run_ends_without_another_attempt(local_run: LocalRun) -> Non
 
 def test_a_program_that_cannot_be_started_fails_the_run_with_a_reason(local_run: LocalRun) -> None:
     local_run.order(["exit 0"])
-    backend = type(local_run.backend)(local_run.root, ["/nonexistent/trainer"])
-    assert backend.submit(local_run.paths, local_run.run)
+    backend = type(local_run.backend)(local_run.place.profile, ["/nonexistent/trainer"])
+    assert backend.submit(local_run.run)
     status = local_run.wait_settled()
     assert status.state is State.FAILED
     assert "/nonexistent/trainer" in status.reason
@@ -193,7 +193,7 @@ def test_a_second_supervisor_leaves_the_run_to_the_first(local_run: LocalRun) ->
     local_run.order(["hang"]).start()
     first = local_run.supervisor()
     local_run.wait_for_log("hang")
-    assert not local_run.backend.submit(local_run.paths, local_run.run)
+    assert not local_run.backend.submit(local_run.run)
     by_hand = supervise(local_run.paths.root_dir, *local_run.command)
     assert by_hand.returncode == 0
     assert local_run.supervisor() == first

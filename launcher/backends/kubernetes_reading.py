@@ -1,0 +1,213 @@
+"""What the API server knows of runs that are Jobs: few questions, and the answers as facts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from influence.rundir import RunSpec
+from launcher.backends.generations import Generation, generations_by_run
+from launcher.backends.job_facts import Finding, JobStatus, find, leaves_a_question
+from launcher.backends.kubernetes_api import KubernetesApi, Object
+from launcher.backends.kubernetes_errors import ApiForbidden, api_path
+from launcher.backends.kueue import Workloads
+from launcher.backends.pod_facts import PodFacts, pod_facts
+from launcher.backends.run_document import document_of_pod
+from launcher.errors import BackendError
+from launcher.kubernetes_values import RUN_LABEL, TEMPLATE, job_values
+from launcher.states import BackendFacts, Phase
+
+NAME = "kubernetes"
+
+
+@dataclass(frozen=True, slots=True)
+class RunJobs:
+    """All Jobs of one run, and their pods where those were asked for."""
+
+    run: str
+    generations: Sequence[Generation]
+    """The oldest first; at least one."""
+    pods: Mapping[str, Sequence[PodFacts]] = field(default_factory=dict)
+    """By the UID of their Job, the oldest first."""
+
+    @property
+    def newest(self) -> Generation:
+        return self.generations[-1]
+
+    def all_pods(self) -> list[PodFacts]:
+        """Of every generation, the oldest first."""
+        return [pod for generation in self.generations for pod in self.pods.get(_uid(generation.item), ())]
+
+
+class JobReader:
+    """Reads a namespace."""
+
+    def __init__(self, api: KubernetesApi, namespace: str) -> None:
+        self.api = api
+        self.namespace = namespace
+        self.workloads = Workloads(api, namespace)
+
+    kind = "Job"
+    ending: Mapping[str, Any] = MappingProxyType({"activeDeadlineSeconds": 1})
+    """For ``kubernetes_orders``: the change of the spec by which the controller ends a Job and its pod."""
+
+    def status(self, item: Mapping[str, Any]) -> JobStatus:
+        return JobStatus.of(item)
+
+    def document(self, generation: Generation) -> RunSpec:
+        """The run that a Job holds; raises as ``run_document.document_of_pod``."""
+        return document(generation, self.namespace)
+
+    def manifest(self, run: RunSpec, name: str) -> Object:
+        """The Job to create."""
+        from launcher.render import parse_manifest, render_template
+
+        return parse_manifest(render_template(TEMPLATE, job_values(run, object_name=name)), TEMPLATE)
+
+    def grace_s(self, item: Mapping[str, Any]) -> float:
+        """What its pods are given to stop."""
+        return float(item["spec"]["template"]["spec"].get("terminationGracePeriodSeconds") or 30)
+
+    def path(self, name: str | None = None) -> str:
+        """Of a Job, or of all of them."""
+        return api_path("batch/v1", "jobs", namespace=self.namespace, name=name)
+
+    def objects(self, run: str) -> RunJobs | None:
+        """The Jobs of a run, without pods; None where there are none. One question."""
+        items = self.api.list(self.path(), labelSelector=f"{RUN_LABEL}={run}").get("items") or []
+        generations = generations_by_run(items).get(run)
+        return RunJobs(run, generations) if generations else None
+
+    def objects_and_pods(self, run: str) -> RunJobs | None:
+        """The Jobs of a run with all their pods. Two questions."""
+        jobs = self.objects(run)
+        return None if jobs is None else RunJobs(run, jobs.generations, self.pods(run))
+
+    def pods(self, run: str | None = None) -> dict[str, list[PodFacts]]:
+        """Pods of one run or of all, by the UID of their Job, the oldest first. One question."""
+        selector = RUN_LABEL if run is None else f"{RUN_LABEL}={run}"
+        path = api_path("v1", "pods", namespace=self.namespace)
+        found: dict[str, list[PodFacts]] = {}
+        for item in self.api.list(path, labelSelector=selector).get("items") or []:
+            for owner in (item.get("metadata") or {}).get("ownerReferences") or []:
+                if owner.get("kind") == "Job":
+                    found.setdefault(str(owner.get("uid")), []).append(pod_facts(item))
+        for pods in found.values():
+            pods.sort(key=lambda pod: pod.order)
+        return found
+
+    def facts(self, run: str) -> BackendFacts:
+        """Of one run: a question for its Jobs, and others only where those leave some open.
+
+        Raises:
+            BackendError: the server does not answer, or a right is missing.
+        """
+        jobs = self.objects(run)
+        if jobs is None:
+            return BackendFacts(backend=NAME, phase=Phase.ABSENT, reason=f"no Job of it in {self.namespace}")
+        status = JobStatus.of(jobs.newest.item)
+        if leaves_a_question(status) or status.failure is not None:
+            jobs = RunJobs(run, jobs.generations, self.pods(run))
+        return _Digest.of(jobs.generations).facts(self._finding(status, jobs), jobs.pods)
+
+    def all_facts(self) -> dict[str, BackendFacts]:
+        """Of all runs: one question for the Jobs, and at most one for the pods; raises as ``facts``."""
+        items = self.api.list(self.path(), labelSelector=RUN_LABEL).get("items") or []
+        digests = {run: _Digest.of(generations) for run, generations in generations_by_run(items).items()}
+        del items  # hundreds of Jobs and their pods need not be in memory together
+        pods = self.pods() if any(leaves_a_question(each.status) for each in digests.values()) else {}
+        now_s = time.time()
+        return {
+            run: each.facts(find(each.status, pods.get(each.status.uid, ()), now_s=now_s), pods)
+            for run, each in digests.items()
+        }
+
+    def _finding(self, status: JobStatus, jobs: RunJobs) -> Finding:
+        pods = jobs.pods.get(status.uid, ())
+        waits_for = no_pod_because = None
+        if not status.ended:
+            if status.suspended and status.kueue_queue is not None and not status.suspended_by_us:
+                waits_for = self.workloads.waits_for(status.uid)
+            if not (status.suspended or status.num_active or status.num_terminating):
+                no_pod_because = self._failed_create(status, pods)
+        return find(status, pods, now_s=time.time(), waits_for=waits_for, no_pod_because=no_pod_because)
+
+    def _failed_create(self, status: JobStatus, pods: Sequence[PodFacts]) -> str | None:
+        """The Job controller's words about a pod that it could not create since the last one."""
+        path = api_path("v1", "events", namespace=self.namespace)
+        selector = f"involvedObject.uid={status.uid},reason=FailedCreate"
+        try:
+            events = self.api.list(path, fieldSelector=selector).get("items") or []
+        except ApiForbidden:
+            return None
+        latest = max(events, key=event_time, default=None)
+        if latest is None or (pods and event_time(latest) < pods[-1].created_at):
+            return None
+        return str(latest.get("message") or "FailedCreate")
+
+
+@dataclass(frozen=True, slots=True)
+class _Digest:
+    """What is needed of a run's Jobs; the newest speaks for the run."""
+
+    status: JobStatus
+    uids: Sequence[str]
+    num_pods: int
+    """That the Jobs speak of; those whose end was not charged are not among them."""
+    document: RunSpec | None
+
+    @classmethod
+    def of(cls, generations: Sequence[Generation]) -> _Digest:
+        statuses = [JobStatus.of(generation.item) for generation in generations]
+        num_pods = sum(each.num_failed + each.num_succeeded + each.num_active for each in statuses)
+        return cls(
+            statuses[-1], [each.uid for each in statuses], num_pods, _document_or_none(generations[-1])
+        )
+
+    def facts(self, finding: Finding, pods: Mapping[str, Sequence[PodFacts]]) -> BackendFacts:
+        return BackendFacts(
+            backend=NAME,
+            phase=finding.phase,
+            reason=finding.reason,
+            next_step=finding.next_step,
+            num_charged=self.status.num_charged,
+            started_at=self.status.created_at,
+            num_attempts=max(self.num_pods, sum(len(pods.get(uid, ())) for uid in self.uids)),
+            document=self.document,
+        )
+
+
+def document(generation: Generation, namespace: str) -> RunSpec:
+    """The run that a Job holds.
+
+    Raises:
+        BackendError: it holds none, or one that cannot be used.
+    """
+    template = (generation.item.get("spec") or {}).get("template") or {}
+    return document_of_pod(template.get("spec") or {}, where=f"Job {namespace}/{generation.name}")
+
+
+def _document_or_none(generation: Generation) -> RunSpec | None:
+    try:
+        return document(generation, "")
+    except BackendError:
+        return None
+
+
+def event_time(event: Mapping[str, Any]) -> str:
+    """When an event happened last, RFC 3339; empty where it does not say."""
+    series = event.get("series") or {}
+    times = (
+        series.get("lastObservedTime"),
+        event.get("lastTimestamp"),
+        event.get("eventTime"),
+        (event.get("metadata") or {}).get("creationTimestamp"),
+    )
+    return str(next(filter(None, times), ""))
+
+
+def _uid(item: Mapping[str, Any]) -> str:
+    return str(item["metadata"].get("uid", ""))

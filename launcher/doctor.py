@@ -1,0 +1,63 @@
+"""What runs need of a place, checked one by one against the real thing: ``launcher doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from launcher.backends import import_for
+from launcher.errors import LauncherError
+from launcher.profiles import LOCAL, Profile
+
+if TYPE_CHECKING:
+    from influence.rundir import RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    """What, in a few words: ``claim infl-artifacts``."""
+    outcome: Literal["ok", "failed", "warning", "unknown"]
+    """``failed``: a run cannot succeed; ``warning``: it may not; ``unknown``: it could not be found out."""
+    detail: str
+    """What was found, in words; never a secret."""
+    next_step: str | None = None
+    """What to do about it, where something is to be done."""
+
+
+def examine(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
+    """Look at a place, as the launcher would use it.
+
+    Each backend has a module ``launcher.backends.<backend>_checks`` with ``checks(profile, run)``; an error
+    that ends it is one more check that failed.
+
+    Args:
+        run: what is to run there; None for what every run needs.
+    """
+    yield Check(name="profile", outcome="ok", detail=_described(profile))
+    try:
+        owner = import_for(profile.backend, f"launcher.backends.{profile.backend}_checks")
+        yield from owner.checks(profile, run)
+    except LauncherError as error:
+        why = f" ({error.why})" if error.why else ""
+        yield Check(
+            name=f"backend {profile.backend}",
+            outcome="failed",
+            detail=f"{error.what}{why}",
+            next_step=error.next_step,
+        )
+
+
+def _described(profile: Profile) -> str:
+    if profile.backend == LOCAL:
+        return "this machine"
+    place = [f"namespace {profile.namespace}"]
+    if profile.runai is not None:
+        place.insert(0, f"{profile.runai.url}, project {profile.runai.project}")
+    if profile.context is not None:
+        place.insert(0, f"context {profile.context}")
+    source = f" ({profile.source})" if profile.source else ""
+    return f"cluster '{profile.name}', {profile.backend}, {', '.join(place)}{source}"
