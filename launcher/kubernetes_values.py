@@ -8,6 +8,7 @@ from typing import Any
 from influence.rundir.exits import Verdict, classify
 from influence.rundir.spec import RunSpec
 from launcher.backends.run_document import run_json
+from launcher.errors import SpecError
 
 TEMPLATE = "kubernetes/job.yaml.j2"
 ARTIFACTS_DIR = "/artifacts"
@@ -43,10 +44,34 @@ def job_values(run: RunSpec, *, object_name: str | None = None) -> dict[str, Any
     """The template's variables.
 
     ``fatal_exit_codes`` and ``free_exit_codes`` are those of ``influence.rundir.exits``, so that the cluster
-    retries as the local backend does. ``num_gpus`` is 0 on the CPU.
+    retries as the local backend does.
 
     Args:
         object_name: the Job's name, by default the run's (``launcher.backends.generations``).
+
+    Raises:
+        SpecError: the run document is larger than the environment variable that carries it may be, or the
+            run takes several nodes.
+    """
+    nodes = run.spec["hardware"]["nodes"]
+    if nodes > 1:
+        raise SpecError(
+            f"hardware.nodes is {nodes}, and a Job of Kubernetes is one pod",
+            next_step="use --backend kuberay",
+        )
+    return pod_values(run, object_name) | {
+        "fatal_exit_codes": _codes(Verdict.FATAL),
+        "free_exit_codes": _codes(Verdict.FREE_RETRY),
+    }
+
+
+def pod_values(run: RunSpec, object_name: str | None) -> dict[str, Any]:
+    """The variables of ``templates/kubernetes/pod.j2`` and of the metadata around it.
+
+    ``num_gpus`` is 0 on the CPU.
+
+    Args:
+        object_name: of the object that makes the pods; None: the run's name.
 
     Raises:
         SpecError: the run document is larger than the environment variable that carries it may be.
@@ -72,8 +97,6 @@ def job_values(run: RunSpec, *, object_name: str | None = None) -> dict[str, Any
         "node_selector": _node_selector(hardware, cluster, num_gpus),
         "resources": _resources(hardware, cluster, num_gpus),
         "store_keys": _store_keys(cluster),
-        "fatal_exit_codes": _codes(Verdict.FATAL),
-        "free_exit_codes": _codes(Verdict.FREE_RETRY),
     }
 
 

@@ -2,7 +2,8 @@
 
 What a Job can say and a training of Run:ai cannot: which exit codes are not worth a retry or not charged
 (every failure counts against ``backoffLimit``), a deadline, the size of /dev/shm, a group for the volumes'
-files (``fsGroup``: the claim must be writable for the user 1000), a service account.
+files (``fsGroup``: the claim must be writable for the user 1000), a service account, and that a secret's key
+may be absent (the pod does not start without it).
 
 Not seen on a live control plane: how large an environment variable may be, and whether a preemption counts
 against ``backoffLimit``.
@@ -19,6 +20,7 @@ from launcher.errors import SpecError
 from launcher.kubernetes_values import (
     ARTIFACTS_DIR,
     DATA_DIR,
+    PRODUCT_LABEL,
     RUN_LABEL,
     SPEC_ANNOTATION,
     SPEC_LABEL,
@@ -29,7 +31,6 @@ from launcher.kubernetes_values import (
 TEMPLATE = "runai/training.json.j2"
 LOOKED_UP = "<looked up at submit>"
 """Stands for the ids of the project and the cluster where the control plane was not asked."""
-GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 #: Before 2.22 the last four were the only ones.
 PRIORITY_CLASSES = (
     "very-low", "low", "medium-low", "medium", "medium-high", "high", "very-high",
@@ -82,6 +83,7 @@ def training_values(
         "args": args,
         "labels": _named({RUN_LABEL: run.run, SPEC_LABEL: spec_label(run.spec_hash)}),
         "annotations": _named(annotations),
+        "secret_keys": _secret_keys(spec),
         "image_pull_secrets": [{"name": secret} for secret in cluster["image_pull_secrets"]],
         "preemptibility": "preemptible" if cluster["preemptible"] else "non-preemptible",
         "node_affinity": _node_affinity(spec, num_gpus),
@@ -99,6 +101,15 @@ SEVERAL_NODES_STEP = (
 
 def _named(values: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _secret_keys(spec: dict[str, Any]) -> list[str]:
+    """What comes from the Secret: only what must be there, since every key that is named has to be."""
+    keys = ["WANDB_API_KEY"] if spec["wandb"]["mode"] == "online" else []
+    cluster = spec["cluster"]
+    if cluster["storage"] == "object_store" and cluster["object_store"].startswith("s3://"):
+        keys += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+    return keys
 
 
 def _compute(spec: dict[str, Any], num_gpus: int) -> dict[str, Any]:
@@ -122,7 +133,7 @@ def _compute(spec: dict[str, Any], num_gpus: int) -> dict[str, Any]:
 def _node_affinity(spec: dict[str, Any], num_gpus: int) -> list[dict[str, Any]]:
     labels = dict(spec["cluster"]["node_selector"])
     if num_gpus and spec["hardware"]["gpu_product"]:
-        labels[GPU_PRODUCT_LABEL] = spec["hardware"]["gpu_product"]
+        labels[PRODUCT_LABEL] = spec["hardware"]["gpu_product"]
     return [{"key": key, "operator": "In", "values": [value]} for key, value in sorted(labels.items())]
 
 

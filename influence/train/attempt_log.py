@@ -1,4 +1,8 @@
-"""An attempt's log: everything that it prints, in the run directory and on our own standard output."""
+"""An attempt's log: everything that it prints, in the run directory and on our own standard output.
+
+Where our standard output is not what a container's log holds, as below Ray's job server, ``INFL_CONSOLE``
+names a file that is (``/proc/1/fd/1``) and gets everything too.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,24 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+CONSOLE = "INFL_CONSOLE"
+
 
 class AttemptLog:
-    """Writes to both places; a full disk or a closed terminal stops one of them, never the run."""
+    """Writes to all places; a full disk or a closed terminal stops one of them, never the run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file in the run directory.
+        console: one more file to write to, if it can be opened.
+    """
+
+    def __init__(self, path: Path, console: str | None = None) -> None:
         self._path = path
         self._file: int | None = None
+        self._console: int | None = None
+        if console:
+            with suppress(OSError):
+                self._console = os.open(console, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC)
         self._has_terminal = sys.stdout is not None  # None: closed before we began
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +57,13 @@ class AttemptLog:
             with suppress(OSError):
                 os.close(self._file)
             self._file = None
+        self._close_console()
+
+    def _close_console(self) -> None:
+        if self._console is not None:
+            with suppress(OSError):
+                os.close(self._console)
+            self._console = None
 
     def _give_up_file(self, error: OSError) -> None:
         if self._file is not None:
@@ -51,6 +73,11 @@ class AttemptLog:
         self._write_terminal(f"{self._path}: {error.strerror}; the log goes on here only\n".encode())
 
     def _write_terminal(self, data: bytes) -> None:
+        if self._console is not None:
+            try:
+                _write_all(self._console, data)
+            except OSError:
+                self._close_console()
         if not self._has_terminal:
             return
         try:

@@ -67,7 +67,7 @@ def _train(paths: RunPaths, run: RunSpec, attempt: Attempt, reason_fd: int) -> N
     first_missing = missing_steps(paths, run.spec["training"]["total_steps"])[0]
     resume_from = settle_tracker(paths.checkpoints_dir, first_missing)
     _say(f"resuming from the checkpoint of step {resume_from}" if resume_from else "starting from scratch")
-    address = _ray_address(paths, run, attempt)
+    address, node_ids = _cluster(paths, run, attempt)
     config = _config(paths, run, attempt.number, address)
 
     import ray
@@ -76,9 +76,15 @@ def _train(paths: RunPaths, run: RunSpec, attempt: Attempt, reason_fd: int) -> N
     from influence.verl_engine.task_runner import InfluenceTaskRunner
     from influence.verl_engine.watchdog import Watchdog
 
+    watchdog = Watchdog(lambda death: _end_at_once(death, attempt, reason_fd), node_ids=node_ids)
     try:
-        with Watchdog(lambda death: _end_at_once(death, attempt, reason_fd)):
+        with watchdog:
             run_ppo(config, InfluenceTaskRunner)
+    except Exception as error:
+        lost = watchdog.lost_node()
+        if lost is not None and _refusal(error, attempt).code == FAILED:
+            raise Refusal(FAILED, lost) from error
+        raise
     finally:
         ray.shutdown()
 
@@ -90,19 +96,20 @@ def _end_at_once(death: str, attempt: Attempt, reason_fd: int) -> NoReturn:
     os._exit(refusal.code)
 
 
-def _ray_address(paths: RunPaths, run: RunSpec, attempt: Attempt) -> str | None:
-    """The Ray cluster that a run on several nodes joins, checked; None: one node starts a Ray of its own.
+def _cluster(paths: RunPaths, run: RunSpec, attempt: Attempt) -> tuple[str | None, frozenset[str]]:
+    """The Ray cluster that a run on several nodes joins, checked, and its nodes' ids.
+
+    None and none for a run on one node, which starts a Ray of its own.
 
     Raises:
         Refusal: the cluster is not there, or not fit for the run.
     """
     if run.spec["hardware"]["nodes"] == 1:
-        return None
+        return None, frozenset()
     from influence.train.ray_cluster import ray_address, require_cluster
 
     address = ray_address()
-    require_cluster(run.spec, paths, attempt, address, _say)
-    return address
+    return address, require_cluster(run.spec, paths, attempt, address, _say)
 
 
 def _config(paths: RunPaths, run: RunSpec, attempt: int, ray_address: str | None) -> Any:

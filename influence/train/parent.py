@@ -120,7 +120,7 @@ def _total_steps(run: RunSpec) -> int:
 
 def _attempt(paths: RunPaths, run: RunSpec, missing: list[int], store: StoredRun | None) -> int:
     # Imported here: a finished run needs none of it.
-    from influence.train.attempt_log import AttemptLog
+    from influence.train.attempt_log import CONSOLE, AttemptLog
     from influence.train.process import StopSignals, become_subreaper
     from influence.train.version import installed_version
 
@@ -133,7 +133,7 @@ def _attempt(paths: RunPaths, run: RunSpec, missing: list[int], store: StoredRun
         pod=os.environ.get("POD_NAME"),
         package_version=installed_version(),
     )
-    log = AttemptLog(paths.log(attempt.number))
+    log = AttemptLog(paths.log(attempt.number), os.environ.get(CONSOLE))
     try:
         log.line(
             f"influence.train: {paths.name}, attempt {attempt.number}: "

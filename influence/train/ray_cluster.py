@@ -7,6 +7,7 @@ only one node sees is lost. So both are found out before it starts.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _ACCELERATOR = "GPU"
 NODES_WAIT_S = 600.0
 """How long nodes may take to join, and an earlier attempt's actors to leave."""
 
+_HEAD_WAIT_S = 30.0
 _POLL_S = 2.0
 _SAY_EVERY_S = 30.0
 _ANSWER_WAIT_S = 180.0  # a worker process on a node that imports for the first time
@@ -59,11 +61,15 @@ def require_cluster(
     say: Callable[[str], None],
     *,
     wait_s: float = NODES_WAIT_S,
-) -> None:
+) -> frozenset[str]:
     """Connect to the cluster, wait until it has the run's nodes free, ask each of them, and disconnect.
 
     Args:
         say: told from time to time what is waited for.
+
+    Returns:
+        The ids of the nodes that have accelerators for the run; exactly as many as it needs, if the cluster
+        is its own.
 
     Raises:
         Refusal: there is no cluster; the nodes did not come in time (worth another try); or a node cannot
@@ -74,6 +80,7 @@ def require_cluster(
     try:
         nodes = _wait_for_nodes(hardware, say, wait_s)
         _require_nodes(spec, paths, attempt, nodes)
+        return frozenset(node.node_id for node in nodes)
     finally:
         ray.shutdown()
 
@@ -104,6 +111,8 @@ def lacking(nodes: list[Node], num_nodes: int, ranks_per_node: int) -> str | Non
 
 
 def _connect(address: str, num_nodes: int) -> None:
+    if address != "auto":
+        _require_listening(address)
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -119,6 +128,27 @@ def _connect(address: str, num_nodes: int) -> None:
             f"the Ray cluster at {address} cannot be joined: {detail}; is it up, is this machine one of its "
             "nodes, and are RAY_AUTH_MODE and the token the cluster's?",
         ) from None
+
+
+def _require_listening(address: str) -> None:
+    """Ray itself would try for minutes, and say little."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise Refusal(
+            TrainerExit.CONFIG, f"RAY_ADDRESS is {address}; it must be HOST:PORT of the cluster's head"
+        )
+    give_up_at = time.monotonic() + _HEAD_WAIT_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_POLL_S).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= give_up_at:
+                raise Refusal(
+                    FAILED, f"the Ray cluster at {address} cannot be joined: nothing answers there ({error})"
+                ) from None
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def _wait_for_nodes(hardware: Mapping[str, Any], say: Callable[[str], None], wait_s: float) -> list[Node]:

@@ -1,14 +1,15 @@
-"""Notices that one of Ray's actors has died, which verl may never do.
+"""Notices that one of Ray's actors or nodes has died, which verl may never do.
 
 verl waits for rollouts by looking at a queue: when the actor that fills it is killed, it waits for ever, and
-so does a driver that waits for verl.
+so does a driver that waits for verl. A node that dies before an actor lives on it leaves verl waiting for a
+place that never comes.
 """
 
 from __future__ import annotations
 
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -42,6 +43,21 @@ def first_death(actors: Iterable[Mapping[str, Any]], job_id: str) -> str | None:
     return f"Ray actor {_name(row)} (pid {row['Pid']}) died: {cause}"
 
 
+def lost_node(nodes: Iterable[Mapping[str, Any]], node_ids: Container[str]) -> str | None:
+    """``Ray node ADDRESS died: CAUSE`` for a node of the run that is no longer alive.
+
+    Args:
+        nodes: rows of Ray's node table.
+        node_ids: those that the run was given; others may come and go.
+    """
+    for row in nodes:
+        if row["NodeID"] in node_ids and not row["Alive"]:
+            cause = row.get("DeathReasonMessage") or "Ray does not say why"
+            cause = textwrap.shorten(cause, _MAX_CAUSE_CHARS, placeholder=" ...")
+            return f"Ray node {row['NodeManagerAddress']} died: {cause}"
+    return None
+
+
 def _unintended(death: Any) -> str:
     """The cause in Ray's words, on one line; empty where somebody wanted the actor to end."""
     if death.HasField("oom_context"):
@@ -65,14 +81,20 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 class Watchdog:
-    """Calls ``on_death`` with `first_death`'s line, once, from a thread of its own.
+    """Calls ``on_death`` with `lost_node`'s or `first_death`'s line, once, from a thread of its own.
 
     A context: actors are watched from the moment that Ray is initialized until the context ends, which must
     be before Ray is shut down, as that ends actors too.
+
+    Args:
+        node_ids: nodes of a cluster that the run needs to the end.
     """
 
-    def __init__(self, on_death: Callable[[str], None], *, poll_s: float = _POLL_S) -> None:
+    def __init__(
+        self, on_death: Callable[[str], None], *, node_ids: Container[str] = (), poll_s: float = _POLL_S
+    ) -> None:
         self._on_death = on_death
+        self._node_ids = node_ids
         self._poll_s = poll_s
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ray-actor-watchdog", daemon=True)
@@ -85,6 +107,13 @@ class Watchdog:
         self._is_over.set()
         self._thread.join(_JOIN_S)
 
+    def lost_node(self) -> str | None:
+        """`lost_node`'s line, asked now; what it says explains whatever verl fails with."""
+        try:
+            return lost_node(ray.nodes(), self._node_ids) if self._node_ids else None
+        except Exception:  # Ray's head is gone too
+            return None
+
     def _watch(self) -> None:
         # Ray's public way to its actor table needs the dashboard, which few images have.
         from ray._private import state
@@ -93,10 +122,12 @@ class Watchdog:
             if not ray.is_initialized():
                 continue
             try:
-                rows = state.actors().values()
+                nodes, actors = ray.nodes() if self._node_ids else [], state.actors().values()
             except Exception:  # noqa: S112  Ray's head is busy, or gone, which ends the driver by itself
                 continue
-            death = first_death(rows, ray.get_runtime_context().get_job_id())
+            death = lost_node(nodes, self._node_ids) or first_death(
+                actors, ray.get_runtime_context().get_job_id()
+            )
             if death and not self._is_over.is_set():
                 self._on_death(death)
                 return

@@ -99,6 +99,11 @@ class JobStatus:
         return max(0, min(num, self.backoff_limit))
 
     @property
+    def at_rest(self) -> bool:
+        """Whether it is suspended, and its pods are gone."""
+        return self.suspended and not self.num_active and not self.num_terminating
+
+    @property
     def ended(self) -> bool:
         """Whether nothing will run any more, and nothing of it is left."""
         idle = not self.num_active and not self.num_terminating

@@ -51,7 +51,7 @@ class KubernetesBackend:
         return Refusal(lacking, str(hardware["device"])) if lacking else None
 
     def document(self, run: str) -> RunSpec | None:
-        jobs = self._reader.jobs(run)
+        jobs = self._reader.objects(run)
         if jobs is not None:
             return document(jobs.newest, self._reader.namespace)
         try:
@@ -64,9 +64,9 @@ class KubernetesBackend:
         )
 
     def submit(self, run: RunSpec) -> bool:
-        from launcher.backends.kubernetes_orders import JobOrders
+        from launcher.backends.kubernetes_orders import Orders
 
-        return JobOrders(self._reader).submit(run)
+        return Orders(self._reader).submit(run)
 
     def get(self, run: str) -> BackendFacts:
         try:
@@ -97,19 +97,19 @@ class KubernetesBackend:
         return events(self._reader, run)
 
     def cancel(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:
-        from launcher.backends.kubernetes_orders import JobOrders
+        from launcher.backends.kubernetes_orders import Orders
 
-        return JobOrders(self._reader).cancel(run, timeout_s)
+        return Orders(self._reader).cancel(run, timeout_s)
 
     def suspend(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:
-        from launcher.backends.kubernetes_orders import JobOrders
+        from launcher.backends.kubernetes_orders import Orders
 
-        return JobOrders(self._reader).suspend(run, timeout_s)
+        return Orders(self._reader).suspend(run, timeout_s)
 
     def resume(self, run: str) -> BackendFacts:
-        from launcher.backends.kubernetes_orders import JobOrders
+        from launcher.backends.kubernetes_orders import Orders
 
-        return JobOrders(self._reader).resume(run)
+        return Orders(self._reader).resume(run)
 
     def _paths(self, run: str) -> RunPaths | None:
         return None if self._root is None else RunPaths.of(self._root, run)

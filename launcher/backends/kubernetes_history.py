@@ -29,7 +29,7 @@ Json = Mapping[str, Any]
 
 def events(reader: JobReader, run: str) -> Sequence[Event]:
     """As ``Backend.events``: of the Jobs, their pods and what schedulers make for them."""
-    jobs = reader.jobs(run)
+    jobs = reader.objects(run)
     return [] if jobs is None else [_event(item) for item in _events_of(reader, jobs)]
 
 
@@ -39,7 +39,7 @@ def history(reader: JobReader, run: str, paths: RunPaths | None) -> Sequence[Att
     A pod that was evicted, preempted or suspended is deleted once it has stopped: its events speak of it for
     an hour or so, and then the run directory alone.
     """
-    jobs = reader.jobs_and_pods(run)
+    jobs = reader.objects_and_pods(run)
     if jobs is None:
         return []
     try:

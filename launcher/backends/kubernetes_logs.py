@@ -46,7 +46,7 @@ class AttemptLogs:
 
     def _numbered(self, run: str) -> Mapping[int, PodFacts]:
         try:
-            jobs = self._reader.jobs_and_pods(run)
+            jobs = self._reader.objects_and_pods(run)
         except ApiUnanswered:
             if run not in self._pods:
                 raise

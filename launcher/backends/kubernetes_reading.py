@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from influence.rundir import RunSpec
 from launcher.backends.generations import Generation, generations_by_run
 from launcher.backends.job_facts import Finding, JobStatus, find, leaves_a_question
-from launcher.backends.kubernetes_api import KubernetesApi
+from launcher.backends.kubernetes_api import KubernetesApi, Object
 from launcher.backends.kubernetes_errors import ApiForbidden, api_path
 from launcher.backends.kueue import Workloads
 from launcher.backends.pod_facts import PodFacts, pod_facts
 from launcher.backends.run_document import document_of_pod
 from launcher.errors import BackendError
-from launcher.kubernetes_values import RUN_LABEL
+from launcher.kubernetes_values import RUN_LABEL, TEMPLATE, job_values
 from launcher.states import BackendFacts, Phase
 
 NAME = "kubernetes"
@@ -49,19 +50,40 @@ class JobReader:
         self.namespace = namespace
         self.workloads = Workloads(api, namespace)
 
+    kind = "Job"
+    ending: Mapping[str, Any] = MappingProxyType({"activeDeadlineSeconds": 1})
+    """For ``kubernetes_orders``: the change of the spec by which the controller ends a Job and its pod."""
+
+    def status(self, item: Mapping[str, Any]) -> JobStatus:
+        return JobStatus.of(item)
+
+    def document(self, generation: Generation) -> RunSpec:
+        """The run that a Job holds; raises as ``run_document.document_of_pod``."""
+        return document(generation, self.namespace)
+
+    def manifest(self, run: RunSpec, name: str) -> Object:
+        """The Job to create."""
+        from launcher.render import parse_manifest, render_template
+
+        return parse_manifest(render_template(TEMPLATE, job_values(run, object_name=name)), TEMPLATE)
+
+    def grace_s(self, item: Mapping[str, Any]) -> float:
+        """What its pods are given to stop."""
+        return float(item["spec"]["template"]["spec"].get("terminationGracePeriodSeconds") or 30)
+
     def path(self, name: str | None = None) -> str:
         """Of a Job, or of all of them."""
         return api_path("batch/v1", "jobs", namespace=self.namespace, name=name)
 
-    def jobs(self, run: str) -> RunJobs | None:
+    def objects(self, run: str) -> RunJobs | None:
         """The Jobs of a run, without pods; None where there are none. One question."""
         items = self.api.list(self.path(), labelSelector=f"{RUN_LABEL}={run}").get("items") or []
         generations = generations_by_run(items).get(run)
         return RunJobs(run, generations) if generations else None
 
-    def jobs_and_pods(self, run: str) -> RunJobs | None:
+    def objects_and_pods(self, run: str) -> RunJobs | None:
         """The Jobs of a run with all their pods. Two questions."""
-        jobs = self.jobs(run)
+        jobs = self.objects(run)
         return None if jobs is None else RunJobs(run, jobs.generations, self.pods(run))
 
     def pods(self, run: str | None = None) -> dict[str, list[PodFacts]]:
@@ -83,7 +105,7 @@ class JobReader:
         Raises:
             BackendError: the server does not answer, or a right is missing.
         """
-        jobs = self.jobs(run)
+        jobs = self.objects(run)
         if jobs is None:
             return BackendFacts(backend=NAME, phase=Phase.ABSENT, reason=f"no Job of it in {self.namespace}")
         status = JobStatus.of(jobs.newest.item)

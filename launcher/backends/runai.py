@@ -20,12 +20,12 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from influence.rundir import ConflictError, RunSpec, difference, validate_run_name
 from launcher.backends import AttemptFacts, Event, Refusal
 from launcher.backends.generations import object_name
 from launcher.backends.runai_client import RunaiClient
-from launcher.backends.runai_logs import open_logs
 from launcher.backends.runai_phases import ENDED, STOPPED, help_for, phase_of, reason_of
 from launcher.backends.runai_refusals import NameTakenError, NotThereError, OutcomeUnknownError
 from launcher.backends.runai_trainings import TRAININGS, Generation, Trainings
@@ -33,6 +33,9 @@ from launcher.errors import BackendError
 from launcher.kubernetes_values import spec_label
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
+
+if TYPE_CHECKING:
+    from launcher.backends.runai_logs import TrainingLogs
 
 _LOOKS = (0.0, 1.0, 2.0, 4.0)  # seconds before each look for what an order may have created
 _POLL_S = 1.0
@@ -70,6 +73,7 @@ class RunaiBackend:
         self._client = client or RunaiClient(profile.runai)
         self._trainings = Trainings(self._client, profile.runai)
         self._sleep = sleep
+        self._logs: TrainingLogs | None = None
 
     def refusal(self, run: RunSpec) -> Refusal | None:
         num_nodes = run.spec["hardware"]["nodes"]
@@ -145,10 +149,10 @@ class RunaiBackend:
         return {run: self._facts(each[-1]) for run, each in self._trainings.every().items()}
 
     def attempts(self, run: str) -> Sequence[int]:
-        return open_logs(self._profile, run).attempts()
+        return self._opened_logs().attempts(run)
 
     def read_log(self, run: str, attempt: int, offset_bytes: int) -> bytes:
-        return open_logs(self._profile, run).read(attempt, offset_bytes)
+        return self._opened_logs().read(run, attempt, offset_bytes)
 
     def history(self, run: str) -> Sequence[AttemptFacts]:
         from launcher.backends.runai_story import attempts_of
@@ -194,6 +198,13 @@ class RunaiBackend:
         if doubt is not None and facts.phase is Phase.SUSPENDED:
             raise doubt
         return facts
+
+    def _opened_logs(self) -> TrainingLogs:
+        if self._logs is None:
+            from launcher.backends.runai_logs import TrainingLogs
+
+            self._logs = TrainingLogs(self._profile)
+        return self._logs
 
     def _stop(
         self,

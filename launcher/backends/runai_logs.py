@@ -1,51 +1,107 @@
-"""Where the logs of a training are read, since Run:ai's REST API has none."""
+"""The logs of trainings, since Run:ai's REST API has none: from the run directory, else from the pods.
+
+The pods are reached through Kubernetes where the profile names a kubeconfig or a context. That Run:ai puts a
+training's labels on its pods is documented and was not seen; by the label ``infl/run`` they are found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from influence.rundir import RunPaths, StorageError
-from influence.rundir.files import open_inside
+from influence.rundir import RunPaths
+from launcher.backends.kubernetes_api import KubernetesApi
+from launcher.backends.kubernetes_errors import api_path
+from launcher.backends.pod_facts import PodFacts, pod_facts
+from launcher.backends.pod_log import PodLog
+from launcher.backends.run_logs import logged_attempts, read_log_file
 from launcher.errors import BackendError
-from launcher.profiles import Profile
-
-_CHUNK_BYTES = 2**18
-
-
-class DirectoryLogs:
-    """The attempts' logs in a run directory that this machine sees."""
-
-    def __init__(self, paths: RunPaths) -> None:
-        self._paths = paths
-
-    def attempts(self) -> Sequence[int]:
-        """As ``Backend.attempts``."""
-        return [number for number in self._paths.attempt_numbers() if self._paths.log(number).is_file()]
-
-    def read(self, attempt: int, offset_bytes: int) -> bytes:
-        """As ``Backend.read_log``; StorageError where the directory cannot be read."""
-        path = self._paths.log(attempt)
-        try:
-            with open_inside(self._paths.root_dir, path) as stream:
-                stream.seek(offset_bytes)
-                return stream.read(_CHUNK_BYTES)
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise StorageError.from_os_error(error, path, "reading") from None
+from launcher.kubernetes_values import RUN_LABEL
+from launcher.profiles import DEFAULT_NAMESPACE, Profile
 
 
-def open_logs(profile: Profile, run: str) -> DirectoryLogs:
-    """The logs of a run.
+class TrainingLogs:
+    """The logs of a project's runs; it remembers how far each was read.
 
-    Raises:
-        BackendError: the profile names no place that has them.
+    Every method raises BackendError where no place that has logs can be reached.
     """
-    if profile.root is not None:
-        return DirectoryLogs(RunPaths.of(profile.root, run))
-    raise BackendError(
-        f"no log of run '{run}' can be read from here",
-        why="Run:ai's REST API has no logs, and this machine does not see the run directories",
-        next_step=f"mount the claim here and set root in cluster '{profile.name}' (or give --root), or read "
-        f"the log in Run:ai's pages or with its own command line: runai training logs {run}",
-    )
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._api: KubernetesApi | None = None
+        self._pods: dict[str, Mapping[int, tuple[PodFacts, str]]] = {}
+        self._logs: dict[str, PodLog] = {}
+
+    def attempts(self, run: str) -> Sequence[int]:
+        """As ``Backend.attempts``; pods are numbered in order of creation."""
+        paths = self._paths(run)
+        if paths is not None and (numbers := logged_attempts(paths)):
+            return numbers
+        if not self._has_kubernetes:
+            if paths is not None:
+                return []
+            raise self._nowhere(run)
+        return sorted(number for number, (pod, _) in self._numbered(run).items() if pod.started_at)
+
+    def read(self, run: str, attempt: int, offset_bytes: int) -> bytes:
+        """As ``Backend.read_log``."""
+        paths = self._paths(run)
+        if paths is not None and (logged_attempts(paths) or not self._has_kubernetes):
+            return read_log_file(paths, attempt, offset_bytes)
+        if not self._has_kubernetes:
+            raise self._nowhere(run)
+        found = (self._pods.get(run) or self._numbered(run)).get(attempt)
+        if found is None:
+            return b""
+        pod, container = found
+        log = self._logs.get(pod.uid)
+        if log is None or offset_bytes < log.position:
+            log = self._logs[pod.uid] = PodLog(partial(self._open, pod.name, container))
+        log.ended = log.ended or pod.ended
+        return log.read(offset_bytes)
+
+    @property
+    def _has_kubernetes(self) -> bool:
+        return self._profile.kubeconfig is not None or self._profile.context is not None
+
+    @property
+    def _namespace(self) -> str:
+        runai = self._profile.runai
+        if self._profile.namespace == DEFAULT_NAMESPACE and runai is not None:
+            return f"runai-{runai.project}"
+        return self._profile.namespace
+
+    def _paths(self, run: str) -> RunPaths | None:
+        return None if self._profile.root is None else RunPaths.of(self._profile.root, run)
+
+    def _kubernetes(self) -> KubernetesApi:
+        if self._api is None:
+            self._api = KubernetesApi(self._profile)
+        return self._api
+
+    def _numbered(self, run: str) -> Mapping[int, tuple[PodFacts, str]]:
+        path = api_path("v1", "pods", namespace=self._namespace)
+        items = self._kubernetes().list(path, labelSelector=f"{RUN_LABEL}={run}").get("items") or []
+        pods = []
+        for item in items:
+            containers = (item.get("spec") or {}).get("containers") or [{}]
+            container = str(containers[0].get("name") or "")  # Run:ai names it as it likes
+            pods.append((pod_facts(item, container=container), container))
+        pods.sort(key=lambda each: (each[0].created_at, each[0].name))
+        self._pods[run] = dict(enumerate(pods, start=1))
+        for uid in self._logs.keys() - {pod.uid for pod, _ in pods}:
+            self._logs[uid].ended = True
+        return self._pods[run]
+
+    def _open(self, pod: str, container: str, since: str | None, follow: bool) -> Iterator[bytes]:
+        return self._kubernetes().stream_log(
+            self._namespace, pod, container=container, since_time=since, follow=follow
+        )
+
+    def _nowhere(self, run: str) -> BackendError:
+        return BackendError(
+            f"no log of run '{run}' can be read from here",
+            why="Run:ai's REST API has no logs, and this machine sees neither run directories nor pods",
+            next_step=f"set root in cluster '{self._profile.name}' to where the claim is mounted here (or "
+            f"give --root), or kubeconfig; or read it in Run:ai: runai training logs {run}",
+        )

@@ -6,22 +6,17 @@ directory is readable, the trainer's own records fill the gap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import Any, TypeVar
 
 from influence.rundir import (
-    AttemptRecord,
-    RunDirError,
     RunPaths,
-    classify,
-    describe,
     parse_time,
-    read_attempt,
 )
 from launcher.backends import AttemptFacts, Event
+from launcher.backends.attempt_records import merged, readable_records
 from launcher.backends.runai_answers import Pod, ShapeError, mapping, pod, text, text_or_none
 from launcher.backends.runai_client import RunaiClient
 from launcher.backends.runai_phases import PHASES, reason_of
@@ -45,9 +40,8 @@ def attempts_of(
         BackendError: Run:ai does not tell.
     """
     pods = [each for generation in generations for each in _pods(client, generation)]
-    records = {} if root is None else {each.pod: each for each in _records(RunPaths.of(root, run))}
-    told = [_of_pod(each, records.pop(each.name, None)) for each in pods]
-    return sorted([*told, *map(_of_record, records.values())], key=lambda each: each.started_at or "")
+    records = {} if root is None else readable_records(RunPaths.of(root, run))
+    return merged([_of_pod(each) for each in pods], records)
 
 
 def events_of(generations: Sequence[Generation], client: RunaiClient) -> list[Event]:
@@ -133,39 +127,11 @@ def _time(written: str) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _records(paths: RunPaths) -> Iterator[AttemptRecord]:
-    for number in paths.attempt_numbers():
-        try:
-            yield read_attempt(paths, number)
-        except RunDirError:  # torn: what Run:ai tells remains
-            continue
-
-
-def _of_pod(each: Pod, record: AttemptRecord | None) -> AttemptFacts:
-    told = AttemptFacts(
+def _of_pod(each: Pod) -> AttemptFacts:
+    return AttemptFacts(
         where=f"pod {each.name}" + (f" on node {each.node}" if each.node else ""),
         pod=each.name,
         started_at=each.created_at,
         ended_at=each.ended_at,
         ended_by=_ENDED.get(each.phase),
-    )
-    if record is None:
-        return told
-    own = _of_record(record)
-    return replace(
-        own, where=told.where, ended_at=own.ended_at or told.ended_at, ended_by=own.ended_by or told.ended_by
-    )
-
-
-def _of_record(record: AttemptRecord) -> AttemptFacts:
-    ended_by = None if record.exit_code is None else describe(record.exit_code)
-    return AttemptFacts(
-        where=f"pod {record.pod}" + (f" on node {record.node}" if record.node else ""),
-        number=record.number,
-        pod=record.pod,
-        started_at=record.started_at,
-        ended_at=record.ended_at,
-        exit_code=record.exit_code,
-        ended_by=f"{ended_by}: {record.reason}" if ended_by and record.reason else ended_by,
-        verdict=None if record.exit_code is None else classify(record.exit_code),
     )

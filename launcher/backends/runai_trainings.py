@@ -103,7 +103,8 @@ class Trainings:
     def every(self) -> dict[str, list[Generation]]:
         """All runs' trainings by run, the oldest first: one listing, and one page of what was deleted."""
         found: dict[str, dict[int, Generation]] = {}
-        listed = [*self._list(deleted=True), *self._list(deleted=False)]  # what is there goes before
+        there = self._list(deleted=False)  # first: one that is deleted between the two is then in both
+        listed = [*self._list(deleted=True), *there]
         names = {each.name for each in listed}
         for each in listed:
             run = _run_of(each, names)

@@ -45,6 +45,7 @@ def broken_rules(settings: Settings) -> list[Problem]:
         *_device(settings),
         *_influence(settings),
         *_cluster(settings.cluster),
+        *_nodes(settings),
         *_verl(settings.verl),
     ]
 
@@ -90,9 +91,10 @@ def _batches(s: Settings) -> Iterator[Problem]:
 
 
 def _device(s: Settings) -> Iterator[Problem]:
-    num_ranks = s.hardware.ranks_per_node * s.hardware.nodes
+    # By the node: a replica that spans nodes would send every token's activations between them.
+    num_ranks = s.hardware.ranks_per_node
     if num_ranks % s.rollout.tensor_parallel_size:
-        yield Problem(("rollout", "tensor_parallel_size"), f"must divide the {num_ranks} ranks")
+        yield Problem(("rollout", "tensor_parallel_size"), f"must divide the {num_ranks} ranks of a node")
     if s.hardware.device == "cpu":
         if s.rollout.name != "hf_cpu":
             yield Problem(("rollout", "name"), "must be hf_cpu, since hardware.device is cpu")
@@ -148,6 +150,14 @@ def _cluster(c: Cluster) -> Iterator[Problem]:
     for name in c.environment:
         if name.startswith(_OWN_VARIABLES) or name in _OWN_VARIABLE_NAMES:
             yield Problem(("cluster", "environment", name), "is set by the run itself; leave it out")
+
+
+def _nodes(s: Settings) -> Iterator[Problem]:
+    if s.hardware.nodes > 1 and s.cluster.storage != "claim":
+        yield Problem(
+            ("cluster", "storage"),
+            f"must be claim, since hardware.nodes is {s.hardware.nodes}: every node writes the run directory",
+        )
 
 
 def _verl(overrides: dict[str, Any]) -> Iterator[Problem]:

@@ -136,9 +136,9 @@ def test_a_file_is_a_preset_or_an_overlay_and_extends_its_neighbours_first(tmp_p
 def test_unknown_names_list_what_there_is_with_near_matches() -> None:
     library = PresetLibrary()
     error = error_of(library, "alltoken-timng", kind=UsageError)
-    assert error.what == "no preset 'alltoken-timng'; did you mean alltoken-timing?"
-    assert error.why == "there are alltoken-timing, base, capped512-timing, smoke"
-    assert "did you mean alltoken-timing?" in error_of(library, "alltoken", kind=UsageError).what
+    assert error.what == "no preset 'alltoken-timng'; did you mean alltoken-timing or alltoken-2node?"
+    assert error.why == "there are alltoken-2node, alltoken-timing, base, capped512-timing, smoke"
+    assert "did you mean alltoken-2node" in error_of(library, "alltoken", kind=UsageError).what
     error = error_of(library, "smoke", ["tinycpu"], kind=UsageError)
     assert error.what == "no overlay 'tinycpu'; did you mean tiny-cpu?"
     for hostile in ("../secrets", "x/../../y", "a\nb", "", "A B"):

@@ -193,6 +193,18 @@ def test_a_toleration_keeps_only_the_keys_that_were_written() -> None:
             "rollout.tensor_parallel_size",
             "must divide the 8 ranks",
         ),
+        (
+            GPU,
+            {"rollout__tensor_parallel_size": 16, "hardware__nodes": 2},
+            "rollout.tensor_parallel_size",
+            "must divide the 8 ranks of a node",
+        ),
+        (
+            GPU,
+            {"cluster__storage": "ephemeral", "hardware__nodes": 2},
+            "cluster.storage",
+            "must be claim, since hardware.nodes is 2",
+        ),
         (GPU, {"rollout__name": "hf_cpu"}, "rollout.name", "must be vllm"),
         (GPU, {"model__dtype": "float32"}, "model.dtype", "must be bfloat16"),
         (GPU, {"data__train_files": []}, "data.train_files", "must name a file"),

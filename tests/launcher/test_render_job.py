@@ -29,7 +29,11 @@ from launcher.spec import resolve_run
 from tests.launcher.test_render import ANY_TEXT, kubelet_expands
 
 GOLDEN = Path(__file__).parent / "golden" / "kubernetes"
-PRESETS = [file.name for file in PresetLibrary().presets()]
+PRESETS = [
+    file.name
+    for file in PresetLibrary().presets()
+    if PresetLibrary().resolve(file.name).settings["hardware"]["nodes"] == 1
+]
 OVERLAYS: list[tuple[str, ...]] = [(), *((file.name,) for file in PresetLibrary().overlays())]
 VARIANTS: dict[str, tuple[str, ...]] = {
     "kai": ("cluster.scheduler=kai", "cluster.queue=infl", "cluster.priority_class=train"),

@@ -155,7 +155,14 @@ def test_secrets_come_by_reference_and_only_where_they_are_used(monkeypatch: pyt
     )
     assert variables_of(online)["WANDB_API_KEY"] == {"name": "infl-secrets", "key": "WANDB_API_KEY"}
     assert "WANDB_API_KEY" not in {**variables_of(offline), **variables_of(disabled)}
-    assert variables_of(offline)["WANDB_RUN_ID"] == "infl-smoke-0221"
+    assert variables_of(offline)["WANDB_RUN_ID"] == variables_of(offline)["INFL_RUN_ID"] == "infl-smoke-0221"
+    stored = variables_of(
+        training_of("smoke", (), "cluster.storage=object_store", "cluster.object_store=s3://bucket/runs")
+    )
+    assert stored["INFL_STORE_URL"] == "s3://bucket/runs"
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert stored[key] == {"name": "infl-secrets", "key": key}
+    assert not [name for name in variables_of(online) if name.startswith(("AWS", "INFL_STORE"))]
     assert not [name for name in variables_of(disabled) if name.startswith("WANDB")]
     assert not re.search("0123456789" * 4 + "|clientsecret", json.dumps([online, offline, disabled]))
 
@@ -213,7 +220,7 @@ BENIGN_SHAPE = shape(json.loads(rendered(BENIGN)))
 @given(ANY_TEXT.filter(bool))
 def test_hostile_text_in_every_field_arrives_unchanged(text: str) -> None:
     spec = with_texts(BENIGN.spec, text)
-    for key in ("priority_class", "storage"):
+    for key in ("priority_class", "storage", "scheduler"):
         spec["cluster"][key] = BENIGN.spec["cluster"][key]
     run = RunSpec.new(text, spec, provenance={"user": text}, wandb={**BENIGN.wandb, "url": text})
     training = json.loads(rendered(run))

@@ -21,6 +21,7 @@ from launcher.profiles import Profile
 from launcher.render import render_template
 from launcher.runai_values import TEMPLATE, training_values
 from launcher.states import Phase
+from tests.launcher.kubernetes_stub import running_stub
 from tests.launcher.runai_stub import CLUSTER_ID, PROJECT, PROJECT_ID, Fault, RunaiStub
 from tests.launcher.test_render_job import run_of
 from tests.launcher.test_runai_client import (
@@ -473,6 +474,39 @@ def test_logs_come_from_the_run_directory(stub: RunaiStub, tmp_path: Path) -> No
     assert list(backend.attempts(NAME)) == [1]
     assert backend.read_log(NAME, 1, 4) == b"two\n"
     assert backend.read_log(NAME, 1, 8) == backend.read_log(NAME, 2, 0) == b""
+
+
+def test_logs_come_from_the_pods_where_there_is_a_kubeconfig(stub: RunaiStub, tmp_path: Path) -> None:
+    with running_stub() as kubernetes:
+        config = kubernetes.profile(tmp_path).kubeconfig
+        backend = backend_for(stub, kubeconfig=config, root=tmp_path / "runs")
+        assert list(backend.attempts(NAME)) == []
+        for number, name in enumerate(("pod-b", "pod-a", "pod-other"), start=1):
+            state = {"terminated": {"exitCode": 1, "startedAt": f"2026-02-21T0{number}:00:01Z"}}
+            kubernetes.put(
+                f"/api/v1/namespaces/runai-lab/pods/{name}",
+                {
+                    "metadata": {
+                        "labels": {"infl/run": "infl-x" if name == "pod-other" else NAME},
+                        "creationTimestamp": f"2026-02-21T0{number}:00:00Z",
+                    },
+                    "spec": {"containers": [{"name": f"{NAME}-0-0"}]},
+                    "status": {
+                        "phase": "Failed",
+                        "containerStatuses": [{"name": f"{NAME}-0-0", "state": state}],
+                    },
+                },
+            )
+            kubernetes.logs[name] = [(f"2026-02-21T0{number}:00:02.000000001Z", f"line of {name}")]
+            kubernetes.ended_logs.add(name)
+        assert list(backend.attempts(NAME)) == [1, 2]
+        assert backend.read_log(NAME, 1, 0) == b"line of pod-b\n"
+        assert backend.read_log(NAME, 2, 5) == b"of pod-a\n"
+        assert backend.read_log(NAME, 2, 14) == backend.read_log(NAME, 3, 0) == b""
+        (container,) = {
+            request.query["container"] for request in kubernetes.requests if "/log" in request.path
+        }
+        assert container == f"{NAME}-0-0", "whatever Run:ai calls it"
 
 
 def test_the_history_lays_the_trainers_records_beside_the_pods(stub: RunaiStub, tmp_path: Path) -> None:

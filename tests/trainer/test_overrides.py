@@ -61,6 +61,14 @@ def test_ray_is_given_more_cpus_than_its_actors_ask_for() -> None:
     assert small["+ray_kwargs.ray_init.num_gpus"] == 2
 
 
+def test_a_cluster_that_is_joined_has_its_resources_already(tiny_spec: Spec) -> None:
+    got = verl_overrides(
+        tiny_spec, PATHS, INPUTS, {"A": "b"}, with_wandb=False, num_cpus=2, ray_address="10.0.0.1:6379"
+    )
+    of_ray = {key.rpartition("ray_init.")[2]: value for key, value in got.items() if "ray_init" in key}
+    assert of_ray == {"address": "10.0.0.1:6379", "runtime_env.env_vars": {"A": "b"}}
+
+
 def test_loggers_follow_wandb(tiny_spec: Spec) -> None:
     assert overrides(tiny_spec)["trainer.logger"] == ["console", "file", "wandb"]
     assert overrides(tiny_spec, with_wandb=False)["trainer.logger"] == ["console", "file"]

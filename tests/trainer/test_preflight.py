@@ -10,7 +10,7 @@ import pytest
 from influence.machine import Machine
 from influence.rundir import ConflictError, FencedError, StorageError, TrainerExit
 from influence.train import preflight as preflight_module
-from influence.train.preflight import preflight
+from influence.train.preflight import node_preflight, preflight
 from influence.train.refusal import FAILED, Refusal, refusal_of
 from influence.train.schema import require_valid_spec
 from tests.trainer.conftest import Spec, resolve
@@ -86,7 +86,7 @@ def test_missing_keys_and_sections_are_named(tiny_spec: Spec) -> None:
         ({"rollout__name": "vllm"}, "use hf_cpu"),
         ({"model__attn_implementation": "flash_attention_2"}, "use sdpa"),
         ({"model__dtype": "bfloat16"}, "use float32"),
-        ({"hardware__nodes": 2}, "one node"),
+        ({"hardware__nodes": 0}, "hardware.nodes is 0"),
         ({"training__keep_checkpoints": 1}, "at least 2"),
         ({"training__ppo_epochs": 0}, "at least 1"),
         ({"training__mini_batch_prompts": 3}, "does not divide"),
@@ -132,6 +132,17 @@ def test_a_machine_that_is_too_small(gpu_spec: Spec, resource: str, amount: int,
     sizes = {name: getattr(LARGE, name) for name in Machine.__slots__} | {resource: amount}
     error = refusal(gpu_spec, Machine(**sizes))
     assert (error.code, expected in error.reason) == (TrainerExit.CONFIG, True), error.reason
+
+
+def test_on_several_nodes_the_drivers_machine_may_be_small(gpu_spec: Spec) -> None:
+    """Each node speaks for itself later (`influence.train.node`)."""
+    gpu_spec["hardware"]["nodes"] = 2
+    small = Machine(num_cpus=1, memory_bytes=2**30, num_gpus=0)
+    preflight(gpu_spec, small)
+    with pytest.raises(Refusal, match=r"hardware\.cpus is 96"):
+        node_preflight(gpu_spec, small)
+    gpu_spec["rollout"]["tensor_parallel_size"] = 16
+    assert "does not divide 8 ranks of a node" in refusal(gpu_spec).reason
 
 
 def test_a_cpu_run_needs_neither_gpus_nor_shared_memory(tiny_spec: Spec) -> None:

@@ -197,6 +197,30 @@ def test_a_log_that_cannot_be_opened_is_said_once(tmp_path: Path, capfd: pytest.
     assert capfd.readouterr().out.count("\n") == 2
 
 
+def test_the_console_gets_everything_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A pipe that another process reads, as a container's first process has it."""
+    reader, writer = os.pipe()
+    log = AttemptLog(tmp_path / "attempt-0001.log", f"/proc/self/fd/{writer}")
+    os.close(writer)
+    log.line("first")
+    log.close()
+    assert os.read(reader, 100) == b"first\n"
+    assert os.read(reader, 100) == b"", "closed, or its reader would wait for ever"
+    os.close(reader)
+    assert capfd.readouterr().out == (tmp_path / "attempt-0001.log").read_text() == "first\n"
+
+
+@pytest.mark.parametrize("console", ["/no/such/console", "/dev/full"])
+def test_a_console_that_fails_stops_nothing(
+    console: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = AttemptLog(tmp_path / "attempt-0001.log", console)
+    log.line("first")
+    log.line("second")
+    log.close()
+    assert capfd.readouterr().out == (tmp_path / "attempt-0001.log").read_text() == "first\nsecond\n"
+
+
 @pytest.fixture
 def attempt(make_run: Callable[..., RunPaths], tiny_spec: Spec) -> Attempt:
     return claim_attempt(make_run(tiny_spec))

@@ -14,7 +14,7 @@ pytest.importorskip("ray")
 from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext
 
 from influence.verl_engine.environment import ray_environment
-from influence.verl_engine.watchdog import first_death
+from influence.verl_engine.watchdog import first_death, lost_node
 
 pytestmark = pytest.mark.slow  # imports Ray
 
@@ -101,6 +101,20 @@ def test_the_first_death_of_the_job_is_named() -> None:
     assert first_death([], JOB) is None
 
 
+def test_only_a_node_of_the_run_counts_as_lost() -> None:
+    def node(node_id: str, **changes: Any) -> dict[str, Any]:
+        return {"NodeID": node_id, "NodeManagerAddress": "10.0.0.7", "Alive": True, **changes}
+
+    dead = {"Alive": False, "DeathReasonMessage": "health check failed\ntoo often"}
+    assert lost_node([node("a"), node("b"), node("c", **dead)], {"a", "b"}) is None
+    assert lost_node([node("a"), node("b", **dead)], {"a", "b"}) == (
+        "Ray node 10.0.0.7 died: health check failed too often"
+    )
+    assert lost_node([node("a", Alive=False, DeathReasonMessage="")], {"a"}) == (
+        "Ray node 10.0.0.7 died: Ray does not say why"
+    )
+
+
 DRIVER = """
 import os, signal, sys, time
 import ray
@@ -124,7 +138,7 @@ def end(death):
     os._exit(3)
 
 with Watchdog(end, poll_s=0.2):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     waiting, _ = started()
     for how in (ray.kill, lambda actor: actor.leave.remote(), lambda actor: None):
         actor, _ = started()

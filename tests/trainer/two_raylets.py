@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from influence.verl_engine.environment import ray_environment
+from influence.tiny.cache import cache_root
+from influence.verl_engine.environment import bytecode_environment, ray_environment
 
 MARK = "INFL_TEST_RAY_NODE"
 """In the environment of a node's processes: which cluster, and which node of it."""
@@ -39,10 +42,16 @@ class TwoRaylets:
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
         self.authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # A folder of its own, or every other Ray on this machine would find this cluster; a short one, since
+        # the names of sockets are limited.
+        self._temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        self._start("head", ["--head", f"--port={self._port}", "--include-dashboard=false"])
+        self._start(
+            "head",
+            ["--head", f"--port={self._port}", "--include-dashboard=false", f"--temp-dir={self._temp_dir}"],
+        )
         wait_until(self._head_answers, "Ray's head", _START_TIMEOUT_S)
         self.start_worker()
 
@@ -63,6 +72,7 @@ class TwoRaylets:
                     os.kill(pid, signal.SIGKILL)
             if name in self._nodes:
                 self._nodes.pop(name).wait()
+        shutil.rmtree(self._temp_dir, ignore_errors=True)
 
     def processes_of(self, name: str) -> list[int]:
         """Every process that descends from a node's."""
@@ -94,6 +104,7 @@ class TwoRaylets:
         return {
             **inherited,
             **ray_environment(),
+            **bytecode_environment(os.environ, cache_root()),
             **self.authentication,
             **{f"RAY_health_check_{key}": json.dumps(value) for key, value in health.items()},
             MARK: self._mark(name),
