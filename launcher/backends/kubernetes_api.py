@@ -90,9 +90,13 @@ class KubernetesApi:
 
         return self._json(self._call("POST", path, body=body, in_doubt=found))
 
-    def ask(self, path: str, body: Object) -> Object:
-        """POST something that creates nothing, such as a ``SelfSubjectAccessReview``; raises as ``get``."""
-        return self._json(self._call("POST", path, body=body))
+    def ask(self, path: str, body: Object, **query: str | int) -> Object:
+        """POST something that creates nothing: a ``SelfSubjectAccessReview``, or anything with ``dryRun``.
+
+        Raises:
+            ApiError: as ``create``.
+        """
+        return self._json(self._call("POST", path, query, body=body))
 
     def patch(
         self,

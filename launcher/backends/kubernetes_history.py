@@ -116,7 +116,13 @@ def _events_of(reader: JobReader, jobs: RunJobs) -> list[Json]:
         name = str(about.get("name", ""))
         return name in names if about.get("kind") == "Job" else made.fullmatch(name) is not None
 
-    return sorted(filter(is_ours, items), key=event_time)
+    return sorted(filter(is_ours, items), key=_age)
+
+
+def _age(item: Json) -> tuple[str, int]:
+    """Some events have times in whole seconds only; within one, the order of their creation counts."""
+    version = str((item.get("metadata") or {}).get("resourceVersion", ""))
+    return event_time(item)[:19], int(version) if version.isdecimal() else 0
 
 
 def _about(item: Json) -> Json:

@@ -135,7 +135,7 @@ class JobReader:
         if not status.ended:
             if status.suspended and status.kueue_queue is not None and not status.suspended_by_us:
                 waits_for = self.workloads.waits_for(status.uid)
-            if not status.suspended and all(pod.ended for pod in pods) and not status.num_terminating:
+            if not (status.suspended or status.num_active or status.num_terminating):
                 no_pod_because = self._failed_create(status, pods)
         return find(status, pods, now_s=time.time(), waits_for=waits_for, no_pod_because=no_pod_because)
 

@@ -17,6 +17,7 @@ _OWN_VARIABLES = ("INFL_", "WANDB_")
 _OWN_VARIABLE_NAMES = frozenset(
     {
         *("HOME", "USER", "PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "POD_NAME", "POD_UID", "NODE_NAME"),
+        "JOB_UID",
         *("RAY_ADDRESS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
     }
 )

@@ -1,0 +1,506 @@
+"""The backend over a stub of the API server: questions counted, lost answers, conflicts, no run ever lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from influence.rundir import ConflictError, RunPaths, claim_attempt, create_run
+from influence.rundir.exits import Verdict
+from launcher.backends import kubernetes_api, pod_log
+from launcher.backends.kubernetes import KubernetesBackend
+from launcher.backends.kubernetes_api import MAX_TRIES
+from launcher.backends.kubernetes_errors import ApiForbidden
+from launcher.errors import BackendError
+from launcher.states import Phase
+from tests.launcher.kubernetes_objects import EVENTS, JOBS, PODS, RUN, condition, job, lab_run, pod
+from tests.launcher.kubernetes_stub import TOKEN, KubernetesStub, running_stub, status
+
+WORKLOADS = "/apis/kueue.x-k8s.io/v1beta1/namespaces/lab/workloads"
+KUEUE = ("cluster.scheduler=kueue", "cluster.queue=research")
+
+
+@pytest.fixture
+def stub() -> Iterator[KubernetesStub]:
+    with running_stub() as stub:
+        yield stub
+
+
+@pytest.fixture
+def backend(stub: KubernetesStub, tmp_path: Path) -> KubernetesBackend:
+    return KubernetesBackend(stub.profile(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_api, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(pod_log, "_RECONNECT_S", 0.01)
+
+
+def put_job(stub: KubernetesStub, *, name: str = RUN, **status: Any) -> dict[str, Any]:
+    run = lab_run()
+    return stub.put(f"{JOBS}/{name}", job(run, name=name, uid=f"job-{name}", **status))
+
+
+def put_pod(stub: KubernetesStub, name: str, phase: str = "Running", *, of: str = RUN, **status: Any) -> None:
+    stub.put(f"{PODS}/{name}", pod(name, phase, job_uid=f"job-{of}", **status))
+
+
+def asked(stub: KubernetesStub) -> list[str]:
+    return [f"{r.method} {r.path.rpartition('/')[2]}" for r in stub.requests]
+
+
+FAILED = {"failed": 5, "conditions": [condition("Failed", "BackoffLimitExceeded")]}
+
+
+# -- submit
+
+
+def test_a_new_run_is_one_question_and_one_job(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    run = lab_run()
+    assert backend.submit(run) is True
+    assert asked(stub) == ["GET jobs", "POST jobs"]
+    assert backend.document(RUN) == run
+    assert backend.submit(run) is False
+    assert stub.count("POST", "/jobs$") == 1
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_submit_whose_answer_was_lost_knows_its_own_job(
+    backend: KubernetesBackend, stub: KubernetesStub, drop: bool
+) -> None:
+    stub.fail("POST", "/jobs$", status=502, carried_out=True, drop=drop)
+    assert backend.submit(lab_run()) is True
+    assert stub.count("POST", "/jobs$") == 1
+    assert len(stub.objects) == 1
+
+
+def test_a_submit_whose_request_was_lost_while_another_took_the_name_adopts(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    def somebody_else(request: Any) -> None:
+        if request.method == "POST" and not stub.objects:
+            put_job(stub, active=1)
+
+    stub.on_request = somebody_else
+    stub.fail("POST", "/jobs$", status=503)
+    assert backend.submit(lab_run()) is False
+    assert len(stub.objects) == 1
+
+
+def test_another_spec_under_the_name_is_refused_with_the_difference(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+    with pytest.raises(ConflictError) as caught:
+        backend.submit(lab_run("influence.damping=0.5"))
+    assert caught.value.difference == ["influence.damping: 0.1 -> 0.5"]
+    assert stub.count("POST", "") == stub.count("PATCH", "") == 0
+
+
+def test_another_spec_that_takes_the_name_in_between_is_refused_too(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    stub.on_request = lambda r: put_job(stub, active=1) if r.method == "POST" and not stub.objects else None
+    with pytest.raises(ConflictError):
+        backend.submit(lab_run("influence.damping=0.5"))
+
+
+def test_a_run_that_has_ended_gets_its_next_generation(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, **FAILED)
+    put_pod(stub, "a", "Failed", exit_code=1)
+    assert backend.submit(lab_run()) is True
+    assert f"{JOBS}/{RUN}-r2" in stub.objects
+    put_job(stub, name=f"{RUN}-r2", **FAILED)
+    assert backend.submit(lab_run()) is True
+    assert f"{JOBS}/{RUN}-r3" in stub.objects
+    assert stub.count("DELETE", "") == 0
+
+
+def test_no_generation_begins_while_a_pod_of_an_earlier_one_is_left(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, **FAILED)
+    put_job(stub, name=f"{RUN}-r2", **FAILED)
+    put_pod(stub, "left-over", "Running")
+    with pytest.raises(BackendError, match="pod left-over on node gpu-3 is still stopping"):
+        backend.submit(lab_run())
+    assert stub.count("POST", "") == 0
+
+
+def test_a_run_that_is_being_cancelled_is_not_started_again(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    item = put_job(stub, active=1, ready=1)
+    item["metadata"]["annotations"]["infl/cancelled-at"] = "2026-02-21T11:30:00Z"
+    with pytest.raises(BackendError, match="is being cancelled"):
+        backend.submit(lab_run())
+
+
+def test_a_name_that_something_else_has_is_said(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    stub.put(f"{JOBS}/{RUN}", {"metadata": {}, "spec": {}})
+    with pytest.raises(BackendError, match="is taken in namespace 'lab'"):
+        backend.document(RUN)
+    with pytest.raises(BackendError, match="is taken in namespace 'lab'"):
+        backend.submit(lab_run())
+    put_job(stub, **FAILED)
+    other = job(lab_run(), uid="x")
+    other["metadata"]["labels"]["infl/run"] = f"{RUN}-r2"  # a run that is really named so
+    stub.put(f"{JOBS}/{RUN}-r2", other)
+    with pytest.raises(BackendError, match=f"'{RUN}-r2' is taken"):
+        backend.submit(lab_run())
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("hardware.nodes=2", "use --backend kuberay"), ("cluster.node_pools=[a]", "cluster.node_selector")],
+)
+def test_what_a_job_cannot_do_is_refused_without_a_question(
+    backend: KubernetesBackend, stub: KubernetesStub, setting: str, words: str
+) -> None:
+    refusal = backend.refusal(lab_run(setting))
+    assert refusal is not None and words in refusal.lacking[0]
+    assert backend.refusal(lab_run()) is None
+    assert stub.requests == []
+
+
+# -- get and list
+
+
+def test_a_run_that_is_not_there_is_absent(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    assert backend.get(RUN).phase is Phase.ABSENT
+    assert asked(stub) == ["GET jobs"]
+
+
+def test_a_running_job_is_one_question(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    put_job(stub, active=1, ready=1)
+    facts = backend.get(RUN)
+    assert (facts.phase, facts.num_charged, facts.num_attempts) == (Phase.EXECUTING, 0, 1)
+    assert facts.document == lab_run()
+    assert facts.started_at == "2026-02-21T11:00:00Z"
+    assert asked(stub) == ["GET jobs"]
+
+
+def test_all_runs_are_one_question_or_two(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    for number in range(20):
+        item = job(lab_run(), uid=f"j{number}", active=1, ready=1)
+        item["metadata"]["labels"]["infl/run"] = f"infl-{number}"
+        stub.put(f"{JOBS}/infl-{number}", item)
+    submitter = job(lab_run(), uid="ray", active=1)
+    submitter["metadata"] |= {"ownerReferences": [{"kind": "RayJob", "name": "x", "controller": True}]}
+    stub.put(f"{JOBS}/{RUN}", submitter)
+    assert {facts.phase for facts in backend.list().values()} == {Phase.EXECUTING}
+    assert len(backend.list()) == 20
+    assert asked(stub) == ["GET jobs"] * 2
+    stub.requests.clear()
+    stub.objects[f"{JOBS}/infl-3"]["status"] = {"active": 1, "ready": 0}
+    assert backend.list()["infl-3"].phase is Phase.QUEUED
+    assert asked(stub) == ["GET jobs", "GET pods"]
+
+
+def test_the_newest_generation_speaks_and_the_others_are_history(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, failed=1, conditions=[condition("Failed", "PodFailurePolicy", "exit code 78 matching")])
+    put_job(stub, name=f"{RUN}-r2", active=1, ready=0)
+    put_pod(stub, "old", "Failed", exit_code=78, at="2026-02-21T10:00:00Z")
+    put_pod(stub, "new", of=f"{RUN}-r2")
+    assert backend.get(RUN).phase is Phase.EXECUTING
+    assert backend.get(RUN).num_attempts == 2
+    first, second = backend.history(RUN)
+    assert (first.number, first.pod, first.verdict) == (1, "old", Verdict.FATAL)
+    assert "configuration error (78)" in str(first.decision)
+    assert (second.number, second.pod, second.verdict) == (2, "new", None)
+
+
+def test_a_question_that_fails_is_unreachable_and_never_failed(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+    stub.fail("GET", "/jobs$", status=500, times=MAX_TRIES)
+    facts = backend.get(RUN)
+    assert facts.phase is Phase.UNREACHABLE
+    assert "failed (HTTP 500)" in facts.reason
+    stub.stop()
+    assert backend.get(RUN).phase is Phase.UNREACHABLE
+    with pytest.raises(BackendError, match="cannot be reached"):
+        backend.list()
+
+
+def test_a_missing_right_is_an_error_since_no_poll_cures_it(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1)
+    stub.fail("GET", "/pods$", status=403, body=status(403, "Forbidden", "no"))
+    with pytest.raises(ApiForbidden) as caught:
+        backend.get(RUN)
+    assert "'list' on 'pods' in namespace 'lab'" in str(caught.value.why)
+
+
+def test_a_quota_is_told_from_the_job_controllers_event(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub)
+    put_event(stub, "e1", "Job", RUN, "FailedCreate", "exceeded quota: gpus", at="2026-02-21T11:05:00Z")
+    facts = backend.get(RUN)
+    assert (facts.phase, facts.reason) == (Phase.QUEUED, "no pod can be created: exceeded quota: gpus")
+    put_pod(stub, "a", "Failed", exit_code=3, at="2026-02-21T11:10:00Z")  # one could be created since
+    assert backend.get(RUN).phase is Phase.BACKING_OFF
+
+
+def put_event(
+    stub: KubernetesStub, name: str, kind: str, about: str, reason: str, message: str, *, at: str, **more: Any
+) -> None:
+    item = {
+        "involvedObject": {"kind": kind, "name": about}, "reason": reason, "message": message,
+        "lastTimestamp": at, "type": "Normal", **more,
+    }  # fmt: skip
+    stub.put(f"{EVENTS}/{name}", item)
+
+
+def test_a_damaged_document_does_not_hide_the_run(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    item = put_job(stub, active=1, ready=1)
+    item["spec"]["template"]["spec"]["containers"][0]["env"] = []
+    facts = backend.get(RUN)
+    assert (facts.phase, facts.document) == (Phase.EXECUTING, None)
+    assert RUN in backend.list()
+    with pytest.raises(BackendError, match="is no run"):
+        backend.document(RUN)
+
+
+# -- orders
+
+
+def test_cancel_sets_a_deadline_and_waits_for_the_end(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+
+    def controller(request: Any) -> None:
+        if request.query.get("watch"):
+            ended = {**stub.objects[f"{JOBS}/{RUN}"]}
+            ended["status"] = {"conditions": [condition("Failed", "DeadlineExceeded")]}
+            stub.put(f"{JOBS}/{RUN}", ended)
+
+    stub.on_request = controller
+    facts = backend.cancel(RUN, timeout_s=20)
+    assert facts.phase is Phase.CANCELLED
+    item = stub.objects[f"{JOBS}/{RUN}"]
+    assert item["spec"]["activeDeadlineSeconds"] == 1
+    assert item["metadata"]["annotations"]["infl/cancelled-at"]
+    assert stub.count("DELETE", "") == 0
+    stub.requests.clear()
+    assert backend.cancel(RUN).phase is Phase.CANCELLED
+    assert stub.count("PATCH", "") == 0
+    assert len([r for r in stub.requests if r.query.get("watch")]) == 0
+
+
+def test_a_cancel_that_takes_too_long_says_how_far_it_is(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+    assert backend.cancel(RUN, timeout_s=0.1).phase is Phase.STOPPING
+    assert backend.cancel(RUN, timeout_s=0).phase is Phase.STOPPING
+
+
+def test_suspend_and_resume_turn_the_jobs_own_switch(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub)
+    facts = backend.suspend(RUN, timeout_s=5)
+    assert facts.phase is Phase.SUSPENDED
+    assert stub.objects[f"{JOBS}/{RUN}"]["spec"]["suspend"] is True
+    assert backend.resume(RUN).phase is Phase.QUEUED
+    item = stub.objects[f"{JOBS}/{RUN}"]
+    assert item["spec"]["suspend"] is False
+    assert "infl/suspended-at" not in item["metadata"]["annotations"]
+    stub.requests.clear()
+    backend.resume(RUN)
+    assert stub.count("PATCH", "") == 0
+
+
+def put_kueue_job(stub: KubernetesStub, **workload: Any) -> None:
+    stub.put(f"{JOBS}/{RUN}", job(lab_run(*KUEUE), uid="k1"))
+    labels = {"kueue.x-k8s.io/job-uid": "k1"}
+    stub.put(f"{WORKLOADS}/job-{RUN}-12345", {"metadata": {"labels": labels}, "spec": {}, **workload})
+
+
+def test_kueue_owns_the_switch_of_its_jobs(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    put_kueue_job(stub)
+    assert backend.suspend(RUN, timeout_s=5).phase is Phase.SUSPENDED
+    workload = stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]
+    assert workload["spec"]["active"] is False
+    assert "suspend" not in next(r for r in stub.requests if r.method == "PATCH" and "jobs" in r.path).body
+    assert backend.resume(RUN).phase is Phase.QUEUED
+    assert stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]["spec"]["active"] is True
+    assert backend.cancel(RUN, timeout_s=5).phase is Phase.CANCELLED
+    assert stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]["spec"]["active"] is False
+
+
+def test_kueues_words_are_shown(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    reserved = condition("QuotaReserved", "Pending", "insufficient unused quota for nvidia.com/gpu", "False")
+    evicted = condition("Evicted", "Preempted", "by a workload of higher priority")
+    put_kueue_job(stub, status={"conditions": [reserved, evicted]})
+    facts = backend.get(RUN)
+    assert facts.phase is Phase.QUEUED
+    assert facts.reason == (
+        "waits for Kueue's queue 'research': evicted (Preempted): by a workload of higher priority; "
+        "insufficient unused quota for nvidia.com/gpu"
+    )
+    stub.fail("GET", "/workloads$", status=403, body=status(403, "Forbidden", "no"))
+    assert backend.get(RUN).reason == "waits for Kueue's queue 'research'"
+
+
+# -- logs, history, events
+
+
+def lines(*numbers: int) -> list[tuple[str, str]]:
+    return [(f"2026-02-21T11:00:{n:02d}.000000001Z", f"line {n}") for n in numbers]
+
+
+def read_all(backend: KubernetesBackend, attempt: int, text: bytes = b"") -> bytes:
+    while piece := backend.read_log(RUN, attempt, len(text)):
+        text += piece
+    return text
+
+
+def test_logs_come_from_the_pods_in_order_of_creation(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+    put_pod(stub, "z", "Failed", exit_code=3, at="2026-02-21T10:00:00Z")
+    put_pod(stub, "a", at="2026-02-21T11:00:00Z")
+    put_pod(stub, "not-started", "Pending", at="2026-02-21T11:30:00Z")
+    stub.logs |= {"z": lines(1, 2), "a": lines(3)}
+    assert backend.attempts(RUN) == [1, 2]
+    assert read_all(backend, 1) == b"line 1\nline 2\n"
+    assert read_all(backend, 2) == b"line 3\n"
+    assert backend.read_log(RUN, 7, 0) == b""
+    assert read_all(backend, 1) == b"line 1\nline 2\n", "from the beginning again"
+
+
+def test_a_log_is_followed_over_a_restart_of_the_server(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+    put_pod(stub, "a")
+    stub.logs["a"] = lines(0)
+    stub.cut_log_after_bytes = 10
+    assert backend.attempts(RUN) == [1]
+    text = read_all(backend, 1)
+    assert text == b"line 0\n"
+    for number in range(1, 9):
+        stub.logs["a"] += lines(number)
+        if number == 4:
+            stub.stop()
+            assert backend.attempts(RUN) == [1], "what was known before"
+            stub.start()
+        text = read_all(backend, 1, text)
+    put_pod(stub, "a", "Succeeded", exit_code=0)
+    stub.ended_logs.add("a")
+    backend.attempts(RUN)
+    assert read_all(backend, 1, text) == b"".join(b"line %d\n" % n for n in range(9))
+
+
+def test_a_pod_that_is_gone_lends_its_number_to_none(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+    put_pod(stub, "a", at="2026-02-21T10:00:00Z")
+    stub.logs |= {"a": lines(1), "b": lines(2)}
+    assert backend.attempts(RUN) == [1]
+    stub.remove(f"{PODS}/a")
+    put_pod(stub, "b", at="2026-02-21T11:00:00Z")
+    assert backend.attempts(RUN) == [2]
+    assert read_all(backend, 2) == b"line 2\n"
+
+
+def test_a_run_directory_that_is_readable_here_goes_before_the_pods(
+    stub: KubernetesStub, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    backend = KubernetesBackend(stub.profile(tmp_path, root=root))
+    put_job(stub, active=1, ready=1)
+    put_pod(stub, "a")
+    stub.logs["a"] = lines(0)
+    assert backend.attempts(RUN) == [1]
+    assert read_all(backend, 1) == b"line 0\n", "there is no directory yet"
+    paths = RunPaths.of(root, RUN)
+    create_run(paths, lab_run())
+    for name in ("gone", "a"):
+        attempt = claim_attempt(paths, pod=name)
+        paths.log(attempt.number).write_text(f"log of {name}\n")
+    stub.requests.clear()
+    assert backend.attempts(RUN) == [1, 2]
+    assert read_all(backend, 2) == b"log of a\n"
+    assert stub.requests == []
+    assert [(a.pod, a.number) for a in backend.history(RUN)] == [("a", 2)]
+
+
+def test_events_are_those_of_the_runs_objects_the_oldest_first(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1)
+    at = "2026-02-21T11:0{}:00Z"
+    put_event(stub, "1", "Pod", f"{RUN}-x7k2p", "Scheduled", "to gpu-3", at=at.format(2))
+    put_event(stub, "2", "Job", RUN, "SuccessfulCreate", f"Created pod: {RUN}-x7k2p", at=at.format(1))
+    put_event(stub, "3", "Workload", f"job-{RUN}-abcde", "Admitted", "yes", at=at.format(0), count=3)
+    for number, (kind, name) in enumerate(
+        [("Job", f"{RUN}-r2"), ("Pod", f"{RUN}-other-x7k2p"), ("Pod", f"x-{RUN}-x7k2p"), ("Pod", RUN)]
+    ):
+        put_event(stub, f"foreign{number}", kind, name, "Scheduled", "", at=at.format(3))
+    events = backend.events(RUN)
+    assert [(e.about, e.reason, e.count) for e in events] == [
+        (f"Workload job-{RUN}-abcde", "Admitted", 3),
+        (f"Job {RUN}", "SuccessfulCreate", 1),
+        (f"Pod {RUN}-x7k2p", "Scheduled", 1),
+    ]
+
+
+def test_a_pod_that_is_gone_is_told_from_its_events(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    put_job(stub, active=1, ready=1)
+    at = "2026-02-21T11:0{}:00Z"
+    first, second = f"{RUN}-aaaaa", f"{RUN}-bbbbb"
+    put_event(stub, "1", "Job", RUN, "SuccessfulCreate", f"Created pod: {first}", at=at.format(0))
+    put_event(stub, "2", "Pod", first, "Preempted", "Preempted by pod x on node gpu-3", at=at.format(3))
+    put_event(stub, "3", "Job", RUN, "SuccessfulCreate", f"Created pod: {second}", at=at.format(4))
+    put_pod(stub, second, at=at.format(4))
+    gone, there = backend.history(RUN)
+    assert (gone.pod, gone.number, gone.verdict, gone.decision) == (
+        first,
+        1,
+        Verdict.FREE_RETRY,
+        "not charged",
+    )
+    assert gone.ended_by == "preempted: Preempted by pod x on node gpu-3"
+    assert (gone.started_at, gone.ended_at) == (at.format(0), at.format(3))
+    assert (there.pod, there.number, there.ended_by) == (second, 2, None)
+
+
+# -- what must never be seen
+
+
+def test_no_token_in_anything_that_is_printed(stub: KubernetesStub, tmp_path: Path) -> None:
+    """Also not in the traceback of an error that nobody caught, nor in a debugger's view of the objects."""
+    profile = stub.profile(tmp_path)
+    backend = KubernetesBackend(profile)
+    put_job(stub, active=1)
+    stub.fail("GET", "/pods$", status=401, body=status(401, "Unauthorized", "Unauthorized"))
+    script = (
+        "from pathlib import Path; from launcher.backends import open_backend\n"
+        "from launcher.profiles import Profile\n"
+        f"path = Path({str(profile.kubeconfig)!r})\n"
+        "b = open_backend(Profile(name='lab', backend='kubernetes', kubeconfig=path, namespace='lab'))\n"
+        f"print(b, vars(b), vars(b._reader.api), b.get({RUN!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "does not accept your credentials" in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN not in repr([backend.list(), backend.get(RUN), backend.history(RUN)])
