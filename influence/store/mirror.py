@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from influence.rundir import Attempt, CommitRecord, CorruptError, RunDirError
-from influence.rundir.files import read_inside
+from influence.rundir.files import open_inside, read_inside
 from influence.rundir.record import read_record
 from influence.store import checkpoints
 from influence.store.commits import publish
@@ -70,7 +70,8 @@ class CommitMirror:
         for path in (paths.log(number), paths.metrics(number)):
             size = path.stat().st_size if path.is_file() else 0
             if size != self._sent_sizes.get(path, 0):
-                data = read_inside(paths.root_dir, path, max_bytes=2**40)
+                with open_inside(paths.root_dir, path) as stream:
+                    data = stream.read(size)  # what is there now; it may grow while it is sent
                 self._run.objects.put(self._run.key(path), data)
                 self._sent_sizes[path] = len(data)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.bench import programs
 from tests.cluster.bench.bench import Bench
 from tests.cluster.bench.namespace import Namespace
-from tests.cluster.user import User
+from tests.cluster.user import User, install
 
 #: Two nodes, as the smallest cluster that has somewhere else to go.
 NODES = ("gpu-0", "gpu-1")
@@ -48,10 +48,16 @@ def namespace(bench: Bench) -> Iterator[Namespace]:
         yield namespace
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the launcher as a wheel installs it."""
+    return install(tmp_path_factory.mktemp("packages"))
+
+
 @pytest.fixture
-def user(bench: Bench, namespace: Namespace, tmp_path: Path) -> User:
+def user(bench: Bench, namespace: Namespace, tmp_path: Path, installed: Path) -> User:
     """Somebody with the launcher, and a namespace that is prepared for runs."""
-    return User.of(bench, namespace, tmp_path / "home")
+    return User.of(bench, namespace, tmp_path / "home", installed)
 
 
 @pytest.fixture(scope="session")

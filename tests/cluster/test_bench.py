@@ -74,7 +74,7 @@ def test_an_exit_code_of_the_failure_policy_fails_the_job_at_once(namespace: Nam
     assert len(namespace.job_pods("fatal")) == 1
 
 
-def test_suspending_ends_the_pod_with_sigterm_and_resuming_starts_another(namespace: Namespace) -> None:
+def test_suspending_ends_the_pod_and_resuming_starts_another(namespace: Namespace) -> None:
     create(namespace, job("paused", UNTIL_TERMINATED))
     first = namespace.running_pod("paused")
     path = f"{namespace.batch}/jobs/paused"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,8 +18,18 @@ from tests.cluster.bench.bench import Bench
 from tests.cluster.bench.namespace import Namespace
 from tests.cluster.bench.waiting import until
 
+CHECKOUT = Path(__file__).parents[2]
 CLAIM = "infl-artifacts"
 TIMEOUT_S = 300.0
+
+
+def install(folder: Path) -> Path:
+    """The launcher as a wheel lays it out: no checkout, so what git says about this one plays no part."""
+    for package in ("launcher", "influence"):
+        shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for data in ("jobs", "templates"):
+        shutil.copytree(CHECKOUT / data, folder / "launcher" / "_data" / data)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -28,20 +39,22 @@ class User:
     home: Path
     namespace: Namespace
     root: Path
+    packages: Path
 
     @classmethod
-    def of(cls, bench: Bench, namespace: Namespace, home: Path) -> User:
+    def of(cls, bench: Bench, namespace: Namespace, home: Path, packages: Path) -> User:
         """Prepares the namespace as the chart does: the trainer's service account and the claim."""
         home.mkdir(exist_ok=True)
         namespace.create_service_account("infl-trainer")
-        user = cls(home, namespace, namespace.create_claim(CLAIM))
+        user = cls(home, namespace, namespace.create_claim(CLAIM), packages)
         user.describe_cluster(bench.kubeconfig)
         return user
 
     def describe_cluster(self, kubeconfig: Path, **more: Any) -> None:
-        """Writes launcher.yaml anew; ``more`` adds to the profile, its ``cluster`` to the section."""
+        """Writes launcher.yaml anew; ``more`` adds to the profile, None takes away."""
         section = {"namespace": self.namespace.name, "claim": CLAIM, **more.pop("cluster", {})}
         profile = {"backend": "kubernetes", "kubeconfig": str(kubeconfig), "root": str(self.root)} | more
+        profile = {key: value for key, value in profile.items() if value is not None}
         document = {"clusters": {"lab": {**profile, "cluster": section}}}
         (self.home / "launcher.yaml").write_text(yaml.safe_dump(document))
 
@@ -56,7 +69,7 @@ class User:
             "INFL_CLUSTER": "lab",
             "INFL_RESULTS": str(self.home / "results"),
             "INFL_INDEX": str(self.home / "index.sqlite"),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(self.packages),
         }
         return subprocess.Popen(
             [sys.executable, "-m", "launcher", *words],

@@ -15,6 +15,7 @@ starts). An entry is a list of orders, carried out in turn:
     "bare-orphan"   the same with an empty environment
     "deaf-orphan"   the same, ignoring SIGTERM
     "say TEXT"      print to the attempt's log
+    "wait FILE"     until the file is there
 
 Each start adds its process number to ``starts`` beside ORDERS, each orphan to ``orphans``.
 """
@@ -49,13 +50,19 @@ def main() -> int:
     orders = schedule[min(number_of_start, len(schedule) - 1)]
     if orders[0].startswith("raw-exit"):
         return int(orders[0].split()[1])
-    attempt = claim_attempt(paths)
+    attempt = claim_attempt(paths, pod=os.environ.get("POD_NAME"))
     attempt.set_resume(max(paths.committed_step_numbers(), default=0))  # as if from that step's checkpoint
     log = paths.log(attempt.number).open("a", buffering=1)
-    log.write(f"attempt {attempt.number} begins\n")
+
+    def say(text: str) -> None:
+        """Into the log, and to whoever started this, as the trainer's parent does."""
+        log.write(f"{text}\n")
+        print(text, flush=True)
+
+    say(f"attempt {attempt.number} begins")
     for order in orders:
         word, _, rest = order.partition(" ")
-        log.write(f"{order}\n")
+        say(order)
         if word == "commit":
             from influence.rundir import StepWriter  # numpy takes a while, and most orders need none
 
@@ -66,6 +73,9 @@ def main() -> int:
             return int(rest)
         elif word == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif word == "wait":
+            while not Path(rest).exists():
+                time.sleep(0.05)
         elif word in ("hang", "deaf"):
             wait_for_sigterm(deaf=word == "deaf")
             attempt.finish(75, "SIGTERM")
