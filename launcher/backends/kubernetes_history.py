@@ -30,7 +30,7 @@ Json = Mapping[str, Any]
 def events(reader: JobReader, run: str) -> Sequence[Event]:
     """As ``Backend.events``: of the Jobs, their pods and what schedulers make for them."""
     jobs = reader.objects(run)
-    return [] if jobs is None else [_event(item) for item in _events_of(reader, jobs)]
+    return [] if jobs is None else [event(item) for item in _events_of(reader, jobs)]
 
 
 def history(reader: JobReader, run: str, paths: RunPaths | None) -> Sequence[AttemptFacts]:
@@ -129,7 +129,7 @@ def _about(item: Json) -> Json:
     return item.get("involvedObject") or {}
 
 
-def _event(item: Json) -> Event:
+def event(item: Json) -> Event:
     about, series = _about(item), item.get("series") or {}
     return Event(
         at=event_time(item),
