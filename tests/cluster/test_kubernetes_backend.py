@@ -93,7 +93,7 @@ def log_of(backend: KubernetesBackend, attempt: int) -> bytes:
 
 
 def test_a_run_goes_from_submit_to_completed(bench: Bench, prepared: Namespace) -> None:
-    backend = backend_of(bench, prepared, "echo hello; sleep 0.5; echo bye")
+    backend = backend_of(bench, prepared, "echo hello; sleep 3; echo bye")
     run = run_in(prepared)
     assert backend.get(GPU_RUN).phase is Phase.ABSENT
     assert backend.document(GPU_RUN) is None
