@@ -53,7 +53,7 @@ ARG VERSION
 # The label must not say what the package does not.
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv build --wheel --out-dir dist . \
-    && uv pip install --constraint constraints-image.txt "influence-launcher[trainer,wandb] @ file://$(echo /build/dist/*.whl)" \
+    && uv pip install --constraint constraints-image.txt "influence-launcher[trainer,wandb,store] @ file://$(echo /build/dist/*.whl)" \
     && uv pip check \
     && python -c 'import sys; from importlib.metadata import version as v; a, b = v("influence-launcher"), sys.argv[1]; sys.exit(a != b and f"the package is {a}, VERSION is {b!r}")' "${VERSION}"
 

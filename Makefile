@@ -40,9 +40,13 @@ lint: setup  ## ruff, mypy --strict, import directions, shell syntax
 format: setup  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-lock: setup  ## resolve constraints.txt anew from pyproject.toml and constraints.in
-	@VIRTUAL_ENV=$(VENV) $$(command -v uv || echo $(BIN)/uv) pip compile --quiet --universal --python-version 3.11 \
+UV = VIRTUAL_ENV=$(VENV) $$(command -v uv || echo $(BIN)/uv)
+
+lock: setup  ## resolve constraints.txt and constraints-image.txt anew from pyproject.toml and the .in files
+	@$(UV) pip compile --quiet --universal --python-version 3.11 \
 	    --all-extras --constraint constraints.in --no-header --no-annotate pyproject.toml --output-file constraints.txt
+	@$(UV) pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --extra trainer --extra wandb \
+	    --extra store --no-header --no-annotate constraints-image.in pyproject.toml --output-file constraints-image.txt
 
 build: setup  ## the wheel and the source distribution, in dist/
 	@$(BIN)/python -m hatchling build

@@ -15,6 +15,7 @@ from influence.rundir.arrays import Float32, Int64
 
 Float16 = npt.NDArray[np.float16]
 
+_HALF_BITS = 11  # significant ones of a float16
 _TOP_EXPONENT = 14
 _MIN_SCALE_EXPONENT = -126  # of float32's normal numbers
 _MAX_SCALE_EXPONENT = 127 - _TOP_EXPONENT  # there, rounding up to 2^15 would be float32's 2^128
@@ -30,8 +31,10 @@ def to_half(scores_T: Float32, row_offsets: Int64) -> tuple[Float16, Float32]:
     if filled.any():
         magnitudes = np.where(np.isfinite(scores_T), np.abs(scores_T), np.float32(0))
         largest[filled] = np.maximum.reduceat(magnitudes, row_offsets[:-1][filled])
-    _, exponents = np.frexp(largest)  # largest = m * 2^exponent with m in [0.5, 1)
-    exponents = np.maximum(exponents - 1 - _TOP_EXPONENT, _MIN_SCALE_EXPONENT)
+    mantissas, exponents = np.frexp(largest)  # largest = m * 2^exponent with m in [0.5, 1)
+    # What rounds up to the next power of two counts as that: stored again, the row has the same bytes.
+    exponents += np.rint(mantissas * 2**_HALF_BITS) == 2**_HALF_BITS
+    exponents = np.clip(exponents - 1 - _TOP_EXPONENT, _MIN_SCALE_EXPONENT, _MAX_SCALE_EXPONENT)
     exponents[largest == 0] = 0
     scale = np.ldexp(np.float32(1), exponents).astype(np.float32)
     scaled = np.ldexp(scores_T, np.repeat(-exponents, lengths))

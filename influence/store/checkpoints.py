@@ -100,15 +100,18 @@ def _attempt_of(run: RunStore, path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def send(run: RunStore, attempt: int, step: int, folder: Path) -> bool:
-    """Send a finished checkpoint; False where verl took it away meanwhile, for a newer one.
+def send(run: RunStore, attempt: int, step: int, folder: Path, is_newest: Callable[[], bool]) -> bool:
+    """Send a finished checkpoint; False where there is a newer one by now, so that verl may remove this one.
+
+    Args:
+        is_newest: asked when the files are pinned. Until then verl has removed none of the newest.
 
     Raises:
         StoreError: the store does not take it. StorageError: it cannot be read.
     """
     manifest = run.paths.checkpoints_dir / attempt_label(attempt) / run.paths.step_record(step).name
     with _pinned(folder) as pinned:
-        if pinned is None:
+        if pinned is None or not is_newest():
             return False
         names = sorted(path.relative_to(pinned).as_posix() for path in pinned.rglob("*") if path.is_file())
 

@@ -141,7 +141,7 @@ class CheckpointMirror:
             return
         step, folder = waiting
         self._run.require_unfenced(self._attempt.number)
-        if checkpoints.send(self._run, self._attempt.number, step, folder):
+        if checkpoints.send(self._run, self._attempt.number, step, folder, lambda: self._newest() == waiting):
             self._sent_step = step
             self._run.require_unfenced(self._attempt.number)
             checkpoints.prune(self._run, self._attempt.number, self._keep)

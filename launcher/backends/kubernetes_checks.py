@@ -31,12 +31,14 @@ Outcome = Literal["ok", "warning", "failed"]
 OLDEST_VERSION = (1, 31)  # podFailurePolicy is final from there on
 KAI_QUEUES = "scheduling.run.ai/v2"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_RIGHTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("batch", "jobs", ("create", "get", "list", "watch", "patch")),
+Rights = tuple[tuple[str, str, tuple[str, ...]], ...]
+"""API group, resource and verbs."""
+POD_RIGHTS: Rights = (
     ("", "pods", ("get", "list", "watch")),
     ("", "pods/log", ("get",)),
     ("", "events", ("list",)),
 )
+_RIGHTS: Rights = (("batch", "jobs", ("create", "get", "list", "watch", "patch")), *POD_RIGHTS)
 _SETTINGS = "launcher.yaml or the preset"
 _KUEUE_RIGHTS = (("kueue.x-k8s.io", "workloads", ("get", "list", "patch")),)
 
@@ -58,6 +60,16 @@ def checks(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
         return
     yield site.namespace_exists()
     yield from site.rights(_RIGHTS)
+    yield from surroundings(site)
+    if run is not None:
+        from launcher.backends.kubernetes_room import room
+
+        yield from room(site.api, profile.namespace, run)
+        yield site.dry_run(run)
+
+
+def surroundings(site: SiteView) -> Iterator[Check]:
+    """What pods of a run refer to, whatever makes them."""
     if site.setting("scheduler") == "kueue":
         yield from site.rights(_KUEUE_RIGHTS)
     for name in ("claim", "data_claim"):
@@ -70,11 +82,6 @@ def checks(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
     if site.setting("priority_class"):
         name = str(site.setting("priority_class"))
         yield site.exists("priority class", "scheduling.k8s.io/v1", "priorityclasses", name, namespaced=False)
-    if run is not None:
-        from launcher.backends.kubernetes_room import room
-
-        yield from room(site.api, profile.namespace, run)
-        yield site.dry_run(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ class SiteView:
             absent=f"create it, or correct cluster.namespace in {_SETTINGS}",
         )
 
-    def rights(self, wanted: tuple[tuple[str, str, tuple[str, ...]], ...]) -> Iterator[Check]:
+    def rights(self, wanted: Rights) -> Iterator[Check]:
         """One check a resource: which of the verbs are missing."""
         for group, resource, verbs in wanted:
             name = f"right on {resource}{'.' + group if group else ''}"

@@ -30,7 +30,7 @@ Json = Mapping[str, Any]
 def events(reader: JobReader, run: str) -> Sequence[Event]:
     """As ``Backend.events``: of the Jobs, their pods and what schedulers make for them."""
     jobs = reader.objects(run)
-    return [] if jobs is None else [_event(item) for item in _events_of(reader, jobs)]
+    return [] if jobs is None else [event(item) for item in _events_of(reader, jobs)]
 
 
 def history(reader: JobReader, run: str, paths: RunPaths | None) -> Sequence[AttemptFacts]:
@@ -116,14 +116,20 @@ def _events_of(reader: JobReader, jobs: RunJobs) -> list[Json]:
         name = str(about.get("name", ""))
         return name in names if about.get("kind") == "Job" else made.fullmatch(name) is not None
 
-    return sorted(filter(is_ours, items), key=event_time)
+    return sorted(filter(is_ours, items), key=_age)
+
+
+def _age(item: Json) -> tuple[str, int]:
+    """Some events have times in whole seconds only; within one, the order of their creation counts."""
+    version = str((item.get("metadata") or {}).get("resourceVersion", ""))
+    return event_time(item)[:19], int(version) if version.isdecimal() else 0
 
 
 def _about(item: Json) -> Json:
     return item.get("involvedObject") or {}
 
 
-def _event(item: Json) -> Event:
+def event(item: Json) -> Event:
     about, series = _about(item), item.get("series") or {}
     return Event(
         at=event_time(item),

@@ -7,7 +7,7 @@ from functools import partial
 
 from influence.rundir import RunDirError, RunPaths, list_attempts
 from launcher.backends.kubernetes_errors import ApiUnanswered
-from launcher.backends.kubernetes_reading import JobReader
+from launcher.backends.kubernetes_orders import Reader, RunObjects
 from launcher.backends.pod_facts import CONTAINER, PodFacts
 from launcher.backends.pod_log import PodLog
 from launcher.backends.run_logs import logged_attempts, read_log_file
@@ -16,7 +16,7 @@ from launcher.backends.run_logs import logged_attempts, read_log_file
 class AttemptLogs:
     """The logs of a namespace's runs; it remembers how far each was read."""
 
-    def __init__(self, reader: JobReader) -> None:
+    def __init__(self, reader: Reader[RunObjects]) -> None:
         self._reader = reader
         self._pods: dict[str, dict[int, PodFacts]] = {}
         self._numbers: dict[str, dict[str, int]] = {}
@@ -51,7 +51,7 @@ class AttemptLogs:
             if run not in self._pods:
                 raise
             return self._pods[run]
-        present = [] if jobs is None else jobs.all_pods()
+        present = [] if jobs is None else jobs.attempt_pods()
         # One that was evicted is gone without a trace, and must not lend its number to the next.
         numbers = self._numbers.setdefault(run, {})
         for pod in present:

@@ -62,6 +62,9 @@ class RunObjects(Protocol):
     def all_pods(self) -> Sequence[PodFacts]:
         """Of every generation, where they were asked for."""
 
+    def attempt_pods(self) -> Sequence[PodFacts]:
+        """Those in which a trainer runs: one an attempt, the oldest first."""
+
 
 _Objects = TypeVar("_Objects", bound=RunObjects, covariant=True)
 

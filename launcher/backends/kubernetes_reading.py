@@ -41,6 +41,10 @@ class RunJobs:
         """Of every generation, the oldest first."""
         return [pod for generation in self.generations for pod in self.pods.get(_uid(generation.item), ())]
 
+    def attempt_pods(self) -> list[PodFacts]:
+        """Each pod is an attempt."""
+        return self.all_pods()
+
 
 class JobReader:
     """Reads a namespace."""

@@ -20,7 +20,7 @@ def room(api: KubernetesApi, namespace: str, run: RunSpec) -> Iterator[Check]:
     num_gpus = int(hardware["ranks_per_node"]) if hardware["device"] == "cuda" else 0
     if num_gpus:
         yield _nodes(api, run.spec, num_gpus)
-        yield from _quotas(api, namespace, num_gpus)
+        yield from _quotas(api, namespace, num_gpus * int(hardware["nodes"]))
 
 
 def _nodes(api: KubernetesApi, spec: Mapping[str, Any], num_gpus: int) -> Check:
@@ -42,21 +42,23 @@ def _nodes(api: KubernetesApi, spec: Mapping[str, Any], num_gpus: int) -> Check:
             next_step="correct hardware.gpu_product and cluster.node_selector",
         )
     large = [node for node in labelled if _gpus(node) >= num_gpus and _takes_pods(node)]
-    if not large:
+    wanted_nodes = int(spec["hardware"]["nodes"])
+    if len(large) < wanted_nodes:
+        number = f"only {len(large)} that takes pods" if large else "none that takes pods"
         return Check(
             name=name,
             outcome="failed",
-            detail=f"{len(labelled)} nodes with {selector}; none that takes pods has {num_gpus} GPUs",
-            next_step="set hardware.ranks_per_node to what a node has, or wait until one is ready again",
+            detail=f"{len(labelled)} nodes with {selector}; {number} has {num_gpus} GPUs",
+            next_step="set hardware.nodes and hardware.ranks_per_node to what there is, or wait until more "
+            "nodes are ready",
         )
     words = f"{len(large)} nodes with {selector} and at least {num_gpus} GPUs"
     free = _num_free(api, large, num_gpus)
     if free is None:
         return Check(name=name, outcome="ok", detail=f"{words}; what is free cannot be seen from here")
-    if not free:
-        return Check(
-            name=name, outcome="warning", detail=f"{words}, none of them free now: the run will wait"
-        )
+    if free < wanted_nodes:
+        few = f"only {free} of them" if free else "none of them"
+        return Check(name=name, outcome="warning", detail=f"{words}, {few} free now: the run will wait")
     return Check(name=name, outcome="ok", detail=f"{words}, {free} of them free now")
 
 

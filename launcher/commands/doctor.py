@@ -11,6 +11,7 @@ from launcher.commands.preset_options import RunRequest, optional_run_options
 from launcher.doctor import Check, examine
 from launcher.errors import ExitCode
 from launcher.output import emit
+from launcher.profiles import LOCAL
 
 
 @click.command(
@@ -19,13 +20,14 @@ from launcher.output import emit
 @optional_run_options
 @place_options
 @output_option
-def command(request: RunRequest | None, place: Place, output_format: str) -> int:
+def command(request: RunRequest, place: Place, output_format: str) -> int:
     """Check a cluster's profile, or this machine, against the real thing, and say what to do about failures.
 
-    With --preset also what that run needs: GPUs of its kind, its claim, Secret and queue. Nothing is changed.
+    On a cluster that includes its claim, Secret, queue and GPU nodes, as --preset asks for them, or else as
+    every preset does. On this machine --preset says what the run needs of it. Nothing is changed.
     """
     profile = place.profile()
-    run = None if request is None else request.resolve(profile)
+    run = request.resolve(profile) if request.named or profile.backend != LOCAL else None
     checks = list(examine(place.with_root(profile), run))
     failed = [check for check in checks if check.outcome == "failed"]
     document = {"cluster": profile.name, "ok": not failed, "checks": [asdict(check) for check in checks]}

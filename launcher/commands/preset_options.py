@@ -39,6 +39,7 @@ class RunRequest:
 
     Attributes:
         preset, overlays, sets, name, suffix, jobs_dirs: as ``launcher.spec.resolve_run`` takes them.
+        named: whether the user named a preset; else it is what every preset starts from.
     """
 
     preset: str
@@ -47,6 +48,7 @@ class RunRequest:
     name: str | None
     suffix: str | None
     jobs_dirs: tuple[Path, ...]
+    named: bool = True
 
     def resolve(self, profile: Profile) -> RunSpec:
         """The run for a place; raises as ``launcher.spec.resolve_run`` does. Imports pydantic and YAML."""
@@ -69,7 +71,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def optional_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same options for a command that can do without a run: ``request`` is None without ``--preset``."""
+    """The same options for a command that can do without: then ``request`` is that of the preset ``base``."""
     return _with_options(command, required=False)
 
 
@@ -87,10 +89,13 @@ def _with_options(command: Callable[..., Any], *, required: bool) -> Callable[..
         if preset is None:
             if overlays or sets or name or suffix:
                 raise UsageError("--overlay, --set, --name and --suffix go with --preset")
-            return command(request=None, **others)
+            preset, named = "base", False
+        else:
+            named = True
         request = RunRequest(
-            preset=preset, overlays=overlays, sets=sets, name=name, suffix=suffix, jobs_dirs=jobs_dirs
-        )
+            preset=preset, overlays=overlays, sets=sets, name=name, suffix=suffix, jobs_dirs=jobs_dirs,
+            named=named,
+        )  # fmt: skip
         return command(request=request, **others)
 
     options = (

@@ -21,6 +21,7 @@ from launcher.backends.kubernetes_api import KubernetesApi
 from launcher.errors import BackendError
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
+from tests.cluster.bench.api import tolerated
 from tests.cluster.bench.bench import Bench
 from tests.cluster.bench.namespace import Namespace
 from tests.cluster.bench.waiting import until
@@ -28,6 +29,7 @@ from tests.launcher.test_render_job import run_of
 
 UNTIL_TERMINATED = "trap 'echo bye; exit 75' TERM; echo up; while :; do sleep 0.05; done"
 GPU_RUN = "infl-smoke-0221"
+PRIORITY_CLASSES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 SMALL = ("hardware.cpus=1", "hardware.memory=1Gi", "hardware.shared_memory=1Gi", "retry.grace_period_s=5")
 
 
@@ -91,7 +93,7 @@ def log_of(backend: KubernetesBackend, attempt: int) -> bytes:
 
 
 def test_a_run_goes_from_submit_to_completed(bench: Bench, prepared: Namespace) -> None:
-    backend = backend_of(bench, prepared, "echo hello; sleep 0.5; echo bye")
+    backend = backend_of(bench, prepared, "echo hello; sleep 3; echo bye")
     run = run_in(prepared)
     assert backend.get(GPU_RUN).phase is Phase.ABSENT
     assert backend.document(GPU_RUN) is None
@@ -261,6 +263,62 @@ def test_a_quota_holds_a_run_back_with_its_name(bench: Bench, prepared: Namespac
     facts = until(words, "the quota's name")
     assert facts.phase is Phase.QUEUED
     assert "gpus" in facts.reason and "administrator" in str(facts.next_step)
+
+
+def test_a_pod_of_higher_priority_takes_the_node_uncharged(bench: Bench, prepared: Namespace) -> None:
+    for name, value in (("infl-low", 1), ("infl-high", 1000)):
+        with tolerated(409):
+            prepared.api.create(PRIORITY_CLASSES, {"metadata": {"name": name}, "value": value})
+    bench.add_node("gpu-wanted")
+    try:
+        there = "cluster.node_selector={kubernetes.io/hostname: gpu-wanted}"
+        backend = backend_of(bench, prepared, UNTIL_TERMINATED)
+        backend.submit(run_in(prepared, "retry.backoff_limit=0", "cluster.priority_class=infl-low", there))
+        first = prepared.running_pod(GPU_RUN)["metadata"]["name"]
+        other = run_in(prepared, "cluster.priority_class=infl-high", there)
+        backend.submit(RunSpec.new("infl-urgent", other.spec, wandb=other.wandb))
+        prepared.running_pod("infl-urgent")
+        facts = phase_of(backend, Phase.QUEUED)
+        assert facts.reason.startswith("no node takes its pod: 0/")
+        assert facts.num_charged == 0
+        preempted = backend.history(GPU_RUN)[0]
+        assert preempted.pod == first
+        assert str(preempted.ended_by).startswith("preempted: ")
+        assert preempted.verdict is Verdict.FREE_RETRY
+    finally:
+        bench.remove_node("gpu-wanted")
+
+
+def test_kueue_holds_a_job_back_and_its_switch_is_the_workloads(bench: Bench, prepared: Namespace) -> None:
+    """Kueue's definitions are here, its controller is not: the test makes what it would make."""
+    bench.apply_crds("kueue")
+    backend = backend_of(bench, prepared, "exit 0")
+    backend.submit(run_in(prepared, "cluster.scheduler=kueue", "cluster.queue=research"))
+    assert backend.get(GPU_RUN).reason == "waits for Kueue's queue 'research'"
+    item = prepared.job(GPU_RUN)
+    version = served_version(bench, "workloads.kueue.x-k8s.io")
+    path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{prepared.name}/workloads"
+    pod_set = {"name": "main", "count": 1, "template": {"spec": item["spec"]["template"]["spec"]}}
+    prepared.api.create(path, {
+        "apiVersion": f"kueue.x-k8s.io/{version}", "kind": "Workload",
+        "metadata": {
+            "name": f"job-{GPU_RUN}-12345",
+            "labels": {"kueue.x-k8s.io/job-uid": item["metadata"]["uid"]},
+        },
+        "spec": {"queueName": "research", "podSets": [pod_set]},
+    })  # fmt: skip
+    workload = f"{path}/job-{GPU_RUN}-12345"
+    assert backend.suspend(GPU_RUN, timeout_s=10).phase is Phase.SUSPENDED
+    assert prepared.api.get(workload)["spec"]["active"] is False
+    assert backend.resume(GPU_RUN).phase is Phase.QUEUED
+    assert prepared.api.get(workload)["spec"]["active"] is True
+    prepared.api.patch(f"{prepared.batch}/jobs/{GPU_RUN}", {"spec": {"suspend": False}})  # admitted
+    assert phase_of(backend, Phase.COMPLETED)
+
+
+def served_version(bench: Bench, name: str) -> str:
+    definition = bench.api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
+    return next(str(v["name"]) for v in definition["spec"]["versions"] if v["storage"])
 
 
 def test_a_lost_node_leaves_the_run_stuck_with_what_an_administrator_can_do(

@@ -98,7 +98,7 @@ def test_an_init_starts_the_trainer_that_jobs_start() -> None:
     assert entry[:2] == ["/usr/bin/tini", "--"]
     (command,) = re.findall(
         r"(?m)^ +command: \[(.*influence\.train)\]",
-        (REPOSITORY / "templates/kubernetes/job.yaml.j2").read_text(),
+        (REPOSITORY / "templates/kubernetes/pod.j2").read_text(),
     )
     assert entry[2:] == [word.strip() for word in command.split(",")][-3:]
     assert any(each.word == "RUN" and " tini " in each.text for each in ALL)

@@ -133,6 +133,17 @@ def test_a_failure_exits_5_and_says_what_to_do(
     assert "1 of 3 checks failed" in capsys.readouterr().out
 
 
+def test_without_a_preset_a_cluster_is_asked_for_what_every_preset_needs(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "launcher.yaml").write_text(LAB)
+    asked = install(monkeypatch, Check(name="server", outcome="ok", detail="answers"))
+    assert run_launcher(["doctor", "--cluster", "lab"]) == 0
+    _, run = asked
+    assert isinstance(run, RunSpec)
+    assert (run.spec["preset"], run.spec["cluster"]["namespace"]) == ("base", "team")
+
+
 def test_an_error_that_ends_the_checks_is_a_failure_with_its_next_step(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

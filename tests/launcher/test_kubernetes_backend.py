@@ -251,6 +251,8 @@ def test_a_quota_is_told_from_the_job_controllers_event(
     put_event(stub, "e1", "Job", RUN, "FailedCreate", "exceeded quota: gpus", at="2026-02-21T11:05:00Z")
     facts = backend.get(RUN)
     assert (facts.phase, facts.reason) == (Phase.QUEUED, "no pod can be created: exceeded quota: gpus")
+    stub.fail("GET", "/events$", status=403, body=status(403, "Forbidden", "no"))
+    assert backend.get(RUN).reason == "the Job controller has not started a pod yet"
     put_pod(stub, "a", "Failed", exit_code=3, at="2026-02-21T11:10:00Z")  # one could be created since
     assert backend.get(RUN).phase is Phase.BACKING_OFF
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
@@ -52,6 +52,16 @@ def test_values_of_a_half_come_back_bit_for_bit() -> None:
     scores = np.array([1.0, -0.5, 0.333251953125, 0.0, -0.0], dtype=np.float32)
     back = from_half(*to_half(scores, np.array([0, 5])), np.array([0, 5]))
     assert back.tobytes() == scores.tobytes()
+
+
+@given(st_np.arrays(np.float32, 4, elements=FLOAT32))
+@example(np.array([4095, 1, 0, -3], dtype=np.float32))  # rounds up to a power of two
+@example(np.full(4, np.finfo(np.float32).max))
+def test_what_was_stored_once_is_stored_again_bit_for_bit(scores: np.ndarray) -> None:
+    offsets = np.array([0, 4])
+    halves, scale = to_half(scores, offsets)
+    again, its_scale = to_half(from_half(halves, scale, offsets), offsets)
+    assert (again.tobytes(), its_scale.tobytes()) == (halves.tobytes(), scale.tobytes())
 
 
 def test_the_ends_of_float32() -> None:

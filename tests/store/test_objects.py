@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from influence.store import objects as objects_module
 from influence.store.errors import StoreConfigError, StoreError, StoreFullError, StoreOutageError
+from influence.store.faults import Kind, fault_of
 from influence.store.objects import Objects
 
 from .s3_server import ACCESS_KEY, SECRET_KEY, Answer, Request, S3Server
@@ -175,6 +177,21 @@ def test_what_a_person_must_mend_is_not_tried_again(
         assert SECRET_KEY not in said
         assert ACCESS_KEY not in said
         assert caught.value.__suppress_context__
+
+
+def test_without_keys_and_without_an_identity_of_the_machine_it_says_so() -> None:
+    error = OSError(
+        "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token - HTTP error: time"
+    )
+    fault = fault_of(error)
+    assert (fault.kind, fault.reason) == (Kind.CONFIG, "there are no credentials")
+    assert "AWS_ACCESS_KEY_ID" in fault.next_step
+
+
+def test_without_its_client_a_store_cannot_be_opened(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(StoreConfigError, match=r"influence-launcher\[store\]"):
+        Objects(url)
 
 
 def test_a_full_store_says_so(objects: Objects, server: S3Server) -> None:

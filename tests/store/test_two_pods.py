@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from influence.rundir import FencedError, committed_steps
+from influence.rundir import FencedError, claim_attempt, committed_steps
 from influence.store.run_store import RunStore
 
 from .conftest import stored
@@ -75,9 +75,16 @@ class Turns:
 
 
 def assert_nothing_is_written_over(requests: list[Request]) -> None:
+    claimed: set[str] = set()
     for request in requests:
-        if request.method == "PUT" and request.key.startswith(("steps/step_", "run.json")):
-            assert request.headers.get("if-none-match") == "*", request.key
+        if request.method != "PUT":
+            continue
+        is_conditional = request.headers.get("if-none-match") == "*"
+        if request.key.startswith(("steps/step_", "run.json")):
+            assert is_conditional, request.key
+        if request.key.startswith("attempts/") and request.key not in claimed:
+            claimed.add(request.key)
+            assert is_conditional, request.key
 
 
 def check(turns: Turns, run: RunStore) -> set[str]:
@@ -152,6 +159,25 @@ def test_two_that_hang_by_turns(
                 break
         if turns.num_requests[0] < i:
             break
+
+
+def test_eight_claims_at_once_on_eight_disks_get_eight_numbers(
+    on_a_fresh_disk: Callable[[], RunStore],
+) -> None:
+    numbers: list[int] = []
+
+    def claim(run: RunStore) -> None:
+        numbers.append(
+            claim_attempt(run.paths, pod=run.paths.root_dir.parent.name, reserve=run.reserve).number
+        )
+
+    threads = [threading.Thread(target=claim, args=(on_a_fresh_disk(),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(1, 9))
+    assert on_a_fresh_disk().attempt_numbers() == list(range(1, 9))
 
 
 def test_the_later_attempt_reads_what_the_sleeper_finished(

@@ -1,0 +1,96 @@
+"""What the backends whose only record is an API server have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from influence.rundir import RunPaths, RunSpec
+from launcher.backends.kubernetes_errors import ApiForbidden, ApiNotFound
+from launcher.backends.kubernetes_logs import AttemptLogs
+from launcher.backends.kubernetes_orders import Reader, RunObjects
+from launcher.errors import BackendError
+from launcher.profiles import Profile
+from launcher.states import BackendFacts, Phase
+
+
+class ServerReader(Reader[RunObjects], Protocol):
+    """A reader that also knows all runs at once."""
+
+    def all_facts(self) -> Mapping[str, BackendFacts]: ...
+
+
+class ServerBackend:
+    """The methods of ``launcher.backends.Backend`` that are the same for every kind of object."""
+
+    name: str
+
+    def __init__(self, profile: Profile, reader: ServerReader) -> None:
+        self._root = profile.root
+        self._objects = reader
+        self._logs = AttemptLogs(reader)
+
+    def document(self, run: str) -> RunSpec | None:
+        reader = self._objects
+        objects = reader.objects(run)
+        if objects is not None:
+            return reader.document(objects.newest)
+        try:
+            reader.api.get(reader.path(run))
+        except ApiNotFound:
+            return None
+        raise BackendError(
+            f"the name '{run}' is taken in namespace '{reader.namespace}' by a {reader.kind} that is no run",
+            next_step="choose another --name or --suffix",
+        )
+
+    def submit(self, run: RunSpec) -> bool:
+        from launcher.backends.kubernetes_orders import Orders
+
+        return Orders(self._objects).submit(run)
+
+    def get(self, run: str) -> BackendFacts:
+        try:
+            return self._objects.facts(run)
+        except (ApiForbidden, ApiNotFound):
+            raise  # no poll cures it
+        except BackendError as error:
+            reason = f"{error.what}: {error.why}" if error.why else error.what
+            return BackendFacts(backend=self.name, phase=Phase.UNREACHABLE, reason=reason)
+
+    def list(self) -> Mapping[str, BackendFacts]:
+        return self._objects.all_facts()
+
+    def attempts(self, run: str) -> Sequence[int]:
+        return self._logs.attempts(run, self._paths(run))
+
+    def read_log(self, run: str, attempt: int, offset_bytes: int) -> bytes:
+        return self._logs.read(run, attempt, offset_bytes, self._paths(run))
+
+    def cancel(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:
+        from launcher.backends.kubernetes_orders import Orders
+
+        return Orders(self._objects).cancel(run, timeout_s)
+
+    def suspend(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:
+        from launcher.backends.kubernetes_orders import Orders
+
+        return Orders(self._objects).suspend(run, timeout_s)
+
+    def resume(self, run: str) -> BackendFacts:
+        from launcher.backends.kubernetes_orders import Orders
+
+        return Orders(self._objects).resume(run)
+
+    def _paths(self, run: str) -> RunPaths | None:
+        return None if self._root is None else RunPaths.of(self._root, run)
+
+
+def unknown_pools(run: RunSpec) -> Sequence[str]:
+    """The refusal of node pools, in words, where a run asks for any."""
+    if not run.spec["cluster"]["node_pools"]:
+        return []
+    return [
+        "the node pools of cluster.node_pools, which only the backend runai knows; here "
+        "cluster.node_selector chooses nodes"
+    ]
