@@ -1,8 +1,8 @@
 """Why a cluster has no running pod for a run: whether waiting cures it, and what a person can do.
 
 The scheduler's words about a pod that it cannot place, and a controller's about one that the API server does
-not let it create. Both come as sentences only, so they are told apart by what these programs have said for many
-releases; a sentence that is not known is passed on, with the advice that is right for any.
+not let it create. Both come as sentences only, so they are told apart by what these programs have said for
+many releases; a sentence that is not known is passed on, with the advice that is right for any.
 """
 
 from __future__ import annotations
