@@ -46,13 +46,30 @@ def examine(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
         owner = import_for(profile.backend, f"launcher.backends.{profile.backend}_checks")
         yield from owner.checks(profile, run)
     except LauncherError as error:
-        why = f" ({error.why})" if error.why else ""
-        yield Check(
-            name=f"backend {profile.backend}",
-            outcome="failed",
-            detail=f"{error.what}{why}",
-            next_step=error.next_step,
-        )
+        yield failed(f"backend {profile.backend}", error)
+
+
+def failed(name: str, error: LauncherError) -> Check:
+    """A check that an error ended."""
+    detail = f"{error.what}: {error.why}" if error.why else error.what
+    return Check(name=name, outcome="failed", detail=detail, next_step=error.next_step)
+
+
+def unknown(
+    name: str, error: LauncherError, hidden: str | None = None, next_step: str | None = None
+) -> Check:
+    """A check that we may not make; nothing is wrong for that.
+
+    Args:
+        hidden: why not, in better words than the error's.
+        next_step: who or what can tell; by default how to get the right.
+    """
+    return Check(
+        name=name,
+        outcome="unknown",
+        detail="cannot be seen from here: " + (hidden or error.what),
+        next_step=next_step or error.next_step,
+    )
 
 
 def summary(checks: Sequence[Check]) -> str:

@@ -176,7 +176,7 @@ def test_an_error_that_ends_the_checks_is_a_failure_with_its_next_step(
     install(monkeypatch, Check(name="a", outcome="ok", detail="b"), error=error)
     *_, last = examine(Profile(name="kubernetes", backend="kubernetes"), None)
     assert (last.outcome, last.next_step) == ("failed", "get one")
-    assert last.detail == "no kubeconfig (KUBECONFIG is not set)"
+    assert last.detail == "no kubeconfig: KUBECONFIG is not set"
 
 
 def test_options_of_a_run_need_a_preset(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
