@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from launcher.backends import import_for
@@ -11,6 +11,8 @@ from launcher.errors import LauncherError
 from launcher.profiles import LOCAL, Profile
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from influence.rundir import RunSpec
 
 
@@ -38,16 +40,70 @@ def examine(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
         run: what is to run there; None for what every run needs.
     """
     yield Check(name="profile", outcome="ok", detail=_described(profile))
+    if run is not None and profile.backend != LOCAL:
+        yield from _image_and_data(run)
     try:
         owner = import_for(profile.backend, f"launcher.backends.{profile.backend}_checks")
         yield from owner.checks(profile, run)
     except LauncherError as error:
-        why = f" ({error.why})" if error.why else ""
+        yield failed(f"backend {profile.backend}", error)
+
+
+def failed(name: str, error: LauncherError) -> Check:
+    """A check that an error ended."""
+    detail = f"{error.what}: {error.why}" if error.why else error.what
+    return Check(name=name, outcome="failed", detail=detail, next_step=error.next_step)
+
+
+def unknown(
+    name: str, error: LauncherError, hidden: str | None = None, next_step: str | None = None
+) -> Check:
+    """A check that we may not make; nothing is wrong for that.
+
+    Args:
+        hidden: why not, in better words than the error's.
+        next_step: who or what can tell; by default how to get the right.
+    """
+    return Check(
+        name=name,
+        outcome="unknown",
+        detail="cannot be seen from here: " + (hidden or error.what),
+        next_step=next_step or error.next_step,
+    )
+
+
+def summary(checks: Sequence[Check]) -> str:
+    """What all checks come to, in a line: what could not be looked at is no good news."""
+    num = {
+        outcome: sum(check.outcome == outcome for check in checks)
+        for outcome in ("failed", "warning", "unknown")
+    }
+    words = [f"{num['failed']} of {len(checks)} checks failed"]
+    if num["warning"]:
+        words.append(f"{num['warning']} warn")
+    if num["unknown"]:
+        words.append(f"{num['unknown']} could not be made")
+    return ", ".join(words) if any(num.values()) else f"all {len(checks)} checks passed"
+
+
+def _image_and_data(run: RunSpec) -> Iterator[Check]:
+    """What the settings alone say of the pods' image, whatever the cluster."""
+    from launcher.image_checks import pinned
+    from launcher.image_reference import ImageReference
+    from launcher.kubernetes_values import unmet_needs
+
+    text = str(run.spec["cluster"]["image"])
+    try:
+        check = pinned(ImageReference.parse(text))
+        yield replace(check, name="image", detail=f"{text}: {check.detail}")
+    except ValueError as error:  # a spec of an older launcher
+        yield Check(name="image", outcome="failed", detail=str(error), next_step="correct cluster.image")
+    for need in unmet_needs(run):
         yield Check(
-            name=f"backend {profile.backend}",
-            outcome="failed",
-            detail=f"{error.what}{why}",
-            next_step=error.next_step,
+            name="data",
+            outcome="warning",
+            detail=need,
+            next_step="name the claim that holds them: cluster.data_claim in launcher.yaml",
         )
 
 

@@ -1,4 +1,4 @@
-"""The trainer's image: how a reference to one reads, and the command that builds the one of this code."""
+"""The trainer's image: its tags, and the command that builds the one of this code."""
 
 from __future__ import annotations
 
@@ -9,49 +9,15 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.git import CodeVersion
+from launcher.image_reference import ImageReference
 
 VERSION_LABEL = "org.opencontainers.image.version"
 REVISION_LABEL = "org.opencontainers.image.revision"
 PLATFORM = "linux/amd64"  # what constraints-image.txt was resolved for
 _COMMIT_DIGITS = 12
-_REFERENCE = re.compile(
-    r"(?P<repository>[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]{1,5}(?=/))?(/[A-Za-z0-9][A-Za-z0-9._-]*)*)"
-    r"(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
-    r"(@(?P<digest>sha256:[0-9a-f]{64}))?"
+_OUR_TAG = re.compile(
+    r"v?(?P<version>[0-9][^-]*)(-((?P<commit>[0-9a-f]{7,40})(?P<dirty>-dirty)?|(?P<other>.+)))?"
 )
-_OUR_TAG = re.compile(r"v?(?P<version>[0-9][^-]*)(-(?P<commit>[0-9a-f]{7,40})(?P<dirty>-dirty)?)?")
-
-
-@dataclass(frozen=True, slots=True)
-class ImageReference:
-    """``[registry[:port]/]name[:tag][@sha256:digest]``, in its parts."""
-
-    repository: str
-    tag: str | None = None
-    digest: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ImageReference:
-        """The parts of a reference.
-
-        Raises:
-            ValueError: it is none; the message says what one looks like.
-        """
-        match = _REFERENCE.fullmatch(text)
-        if match is None:
-            raise ValueError(
-                f"{text!r} is no image reference, such as registry.example.com/team/name:tag@sha256:..."
-            )
-        return cls(match["repository"], match["tag"], match["digest"])
-
-    def __str__(self) -> str:
-        tag = f":{self.tag}" if self.tag else ""
-        return self.repository + tag + (f"@{self.digest}" if self.digest else "")
-
-    @property
-    def pull_name(self) -> str:
-        """What a registry is asked for: the digest alone where there is one, as a cluster does."""
-        return f"{self.repository}@{self.digest}" if self.digest else str(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +28,8 @@ class TagVersion:
     commit: str | None
     """The first digits of the git commit."""
     dirty: bool
+    other: str | None = None
+    """What stands in the place of the commit and is none."""
 
 
 def image_tag(code: CodeVersion) -> str:
@@ -75,7 +43,7 @@ def image_tag(code: CodeVersion) -> str:
 def tag_version(tag: str) -> TagVersion | None:
     """What the tag says; None for one that is not in our form, such as ``latest``."""
     match = _OUR_TAG.fullmatch(tag)
-    return match and TagVersion(match["version"], match["commit"], match["dirty"] is not None)
+    return match and TagVersion(match["version"], match["commit"], match["dirty"] is not None, match["other"])
 
 
 def image_version(code: CodeVersion) -> str:

@@ -16,14 +16,15 @@ from launcher.image import (
     PLATFORM,
     REVISION_LABEL,
     VERSION_LABEL,
-    ImageReference,
     image_version,
     revision,
     tag_version,
 )
+from launcher.image_reference import ImageReference
 from launcher.secrets import redacted
 
 TIMEOUT_S = 30.0
+_TOO_OLD = ("unknown flag", "unknown command", "docker: 'buildx' is not a docker command")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def image_checks(image: ImageReference, code: CodeVersion, labels: Labels) -> It
     ``failed`` is said of another version of the package only. Another commit of the same version is a
     warning: a run's spec names the launcher's commit, and its pod runs the image's.
     """
-    yield _pinned(image)
+    yield pinned(image)
     yield from _tag(image, code)
     yield from _labels(image, code, labels)
 
@@ -51,7 +52,8 @@ def version_is_known(checks: Sequence[Check]) -> bool:
     return any(check.name in ("tag", "version label") and check.outcome != "unknown" for check in checks)
 
 
-def _pinned(image: ImageReference) -> Check:
+def pinned(image: ImageReference) -> Check:
+    """Whether the reference names one image for ever."""
     if image.digest:
         return Check(name="digest", outcome="ok", detail="the reference names one image for ever")
     return Check(
@@ -69,6 +71,9 @@ def _tag(image: ImageReference, code: CodeVersion) -> Iterator[Check]:
         yield Check(name="tag", outcome="unknown", detail=words)
     elif told.version != image_version(code):
         yield _other_version("tag", told.version, code)
+    elif told.other is not None:
+        words = f"the tag {image.tag} names version {told.version}, and '{told.other}' is no commit"
+        yield Check(name="tag", outcome="unknown", detail=words)
     elif told.commit is None:
         yield Check(name="tag", outcome="ok", detail=f"version {told.version}; it names no commit")
     elif code.git_commit is None:
@@ -170,6 +175,8 @@ def _ask(command: Sequence[str]) -> dict[str, Any] | str:
         return error.strerror or type(error).__name__
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip()
+        if words.startswith(_TOO_OLD):
+            return "the version that is installed here cannot read labels; a newer one can"
         return redacted(words.splitlines()[0])[:200] if words else f"exit code {done.returncode}"
     try:
         document = json.loads(done.stdout)

@@ -13,6 +13,7 @@ from typing import Any
 
 from influence.rundir.exits import describe
 from launcher.backends.pod_facts import PodFacts, age_s
+from launcher.backends.pod_obstacles import Finding, not_created, not_scheduled
 from launcher.kubernetes_values import QUEUE_LABELS
 from launcher.states import Phase
 
@@ -25,15 +26,6 @@ LOST_NODE_STEP = (
     "itself. Force-deleting the pod instead could let two of them run at once"
 )
 _EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a Job is doing, and why."""
-
-    phase: Phase
-    reason: str
-    next_step: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +96,11 @@ class JobStatus:
         return self.suspended and not self.num_active and not self.num_terminating
 
     @property
+    def lacks_a_pod(self) -> bool:
+        """Whether a pod is due and none is there, not even one that stops."""
+        return not (self.ended or self.suspended or self.num_active or self.num_terminating)
+
+    @property
     def ended(self) -> bool:
         """Whether nothing will run any more, and nothing of it is left."""
         idle = not self.num_active and not self.num_terminating
@@ -133,7 +130,7 @@ def find(
         pods: the Job's, the oldest first; empty where they were not asked for.
         now_s: Unix time in seconds.
         waits_for: Kueue's words about a Job that it holds back.
-        no_pod_because: the Job controller's words about a pod that it could not create (a quota).
+        no_pod_because: the Job controller's words about a pod that it could not create.
     """
     if job.ended:
         return _ended(job, pods)
@@ -230,12 +227,7 @@ def _not_running(pod: PodFacts) -> Finding:
     if pod.trouble is not None:
         return Finding(Phase.STUCK, pod.trouble.reason, pod.trouble.next_step)
     if pod.unschedulable is not None:
-        return Finding(
-            Phase.QUEUED,
-            f"no node takes its pod: {pod.unschedulable}",
-            "it starts when a node has room; if none ever will, compare hardware and cluster.node_selector "
-            "with the nodes",
-        )
+        return not_scheduled(pod.unschedulable)
     if pod.phase == "Running":
         return Finding(Phase.EXECUTING, f"{pod.where} runs")
     if pod.node is None:
@@ -248,11 +240,7 @@ def _not_running(pod: PodFacts) -> Finding:
 def _without_pod(job: JobStatus, pods: Sequence[PodFacts], no_pod_because: str | None) -> Finding:
     """No pod lives: before the first, or between two."""
     if no_pod_because is not None:
-        return Finding(
-            Phase.QUEUED,
-            f"no pod can be created: {no_pod_because}",
-            "ask the namespace's administrator for a larger quota, or wait until other work ends",
-        )
+        return not_created(no_pod_because)
     last = pods[-1] if pods else None
     if last is not None and last.phase == "Succeeded":
         return Finding(Phase.EXECUTING, "its pod has ended, and the Job is about to be complete")
@@ -261,6 +249,25 @@ def _without_pod(job: JobStatus, pods: Sequence[PodFacts], no_pod_because: str |
     if job.num_failed:
         return Finding(Phase.BACKING_OFF, f"{job.num_failed} attempts failed; another follows")
     return Finding(Phase.QUEUED, "the Job controller has not started a pod yet")
+
+
+def stopped_because(job: JobStatus, *, newest: bool) -> str:
+    """Why the Job controller took a pod away, in words.
+
+    It does so to suspend a Job or to end one, and a Job that has ended gets no other pod. The annotations
+    and conditions therefore tell those apart without a look at any clock.
+
+    Args:
+        newest: whether no pod followed.
+    """
+    reason, message = (newest and (job.failure or job.failing)) or ("", "")
+    if reason == "DeadlineExceeded" and job.cancelled:
+        return "stopped: the run was cancelled"
+    if reason:
+        return f"stopped: {_failure_in_words(job, reason, message, ())}"
+    if newest and job.suspended and not job.suspended_by_us and job.kueue_queue is not None:
+        return f"stopped: Kueue's queue '{job.kueue_queue}' took the machines back"
+    return "stopped: the run was suspended"
 
 
 def decisions(job: JobStatus, pods: Sequence[PodFacts]) -> list[str | None]:
@@ -285,11 +292,12 @@ def decisions(job: JobStatus, pods: Sequence[PodFacts]) -> list[str | None]:
         elif later:
             words.append("started again, not charged")
         else:
-            words.append(_last_decision(job))
+            words.append(last_decision(job))
     return words
 
 
-def _last_decision(job: JobStatus) -> str:
+def last_decision(job: JobStatus) -> str:
+    """What the Job controller did after the newest pod, which left the Job without a success."""
     if job.cancelled:
         return "not started again: cancelled"
     reason, message = job.failure or job.failing or ("", "")

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from influence.rundir import RunSpec
 from launcher.backends.kuberay_reading import API_VERSION, RayJobReader
-from launcher.backends.kubernetes_checks import POD_RIGHTS, SiteView, failed, surroundings, unknown
+from launcher.backends.kubernetes_checks import SiteView, surroundings
 from launcher.backends.kubernetes_errors import ApiError, ApiForbidden, ApiInvalid, ApiNotFound
+from launcher.backends.kubernetes_rights import POD_RIGHTS
 from launcher.backends.pod_facts import age_s
 from launcher.backends.rayjob_facts import UNSEEN_AFTER_S, RayJobStatus
-from launcher.doctor import Check
+from launcher.doctor import Check, failed, unknown
 from launcher.errors import LauncherError
 from launcher.profiles import Profile
 
@@ -38,8 +39,8 @@ def checks(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
     yield installed
     if installed.outcome == "failed":
         return
-    yield site.namespace_exists()
-    yield from site.rights(_RIGHTS)
+    if not (yield from site.usable_namespace(_RIGHTS)):
+        return
     reader = RayJobReader(site.api, profile.namespace)
     yield _operator(reader)
     yield from surroundings(site)
@@ -91,7 +92,12 @@ def _operator(reader: RayJobReader) -> Check:
     seen = [rayjob for rayjob in rayjobs if rayjob.seen]
     if seen:
         return Check(name=name, outcome="ok", detail=f"works here: it has seen RayJob {seen[-1].name}")
-    return Check(name=name, outcome="unknown", detail="there is no RayJob here yet to tell by")
+    return Check(
+        name=name,
+        outcome="unknown",
+        detail="there is no RayJob here yet to tell by",
+        next_step="submit a small run, or ask the administrator whether it watches this namespace",
+    )
 
 
 def _dry_run(site: SiteView, reader: RayJobReader, run: RunSpec) -> Check:

@@ -6,7 +6,7 @@ What we may not look at is ``unknown``: the launcher's role holds what the launc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,14 +15,15 @@ from launcher.backends.kubernetes_api import KubernetesApi, Object
 from launcher.backends.kubernetes_errors import (
     CHART,
     ApiConflict,
-    ApiError,
     ApiForbidden,
     ApiNotFound,
     ApiUnanswered,
+    Target,
     api_path,
 )
+from launcher.backends.kubernetes_rights import POD_RIGHTS, SETTINGS, Rights, rights
 from launcher.backends.kueue import API_VERSIONS
-from launcher.doctor import Check
+from launcher.doctor import Check, failed, unknown
 from launcher.errors import LauncherError
 from launcher.profiles import Profile
 
@@ -30,17 +31,8 @@ Outcome = Literal["ok", "warning", "failed"]
 
 OLDEST_VERSION = (1, 31)  # podFailurePolicy is final from there on
 KAI_QUEUES = "scheduling.run.ai/v2"
-_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-Rights = tuple[tuple[str, str, tuple[str, ...]], ...]
-"""API group, resource and verbs."""
-POD_RIGHTS: Rights = (
-    ("", "pods", ("get", "list", "watch")),
-    ("", "pods/log", ("get",)),
-    ("", "events", ("list",)),
-)
 _RIGHTS: Rights = (("batch", "jobs", ("create", "get", "list", "watch", "patch")), *POD_RIGHTS)
-_SETTINGS = "launcher.yaml or the preset"
-_KUEUE_RIGHTS = (("kueue.x-k8s.io", "workloads", ("get", "list", "patch")),)
+KUEUE_RIGHTS = (("kueue.x-k8s.io", "workloads", ("get", "list", "patch")),)
 
 
 def checks(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
@@ -58,8 +50,8 @@ def checks(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
     yield reached
     if reached.outcome == "failed":
         return
-    yield site.namespace_exists()
-    yield from site.rights(_RIGHTS)
+    if not (yield from site.usable_namespace(_RIGHTS)):
+        return
     yield from surroundings(site)
     if run is not None:
         from launcher.backends.kubernetes_room import room
@@ -71,7 +63,7 @@ def checks(profile: Profile, run: RunSpec | None) -> Iterator[Check]:
 def surroundings(site: SiteView) -> Iterator[Check]:
     """What pods of a run refer to, whatever makes them."""
     if site.setting("scheduler") == "kueue":
-        yield from site.rights(_KUEUE_RIGHTS)
+        yield from rights(site.api, site.namespace, KUEUE_RIGHTS)
     for name in ("claim", "data_claim"):
         if site.setting(name) and not (name == "claim" and site.setting("storage", "claim") != "claim"):
             yield site.claim(str(site.setting(name)))
@@ -123,52 +115,27 @@ class SiteView:
             )  # fmt: skip
         return Check(name="API server", outcome="ok", detail=detail)
 
-    def namespace_exists(self) -> Check:
+    def usable_namespace(self, wanted: Rights) -> Generator[Check, None, bool]:
+        """Whether the namespace is there, and which rights we have in it.
+
+        Returns:
+            Whether it makes sense to look at what lies in it.
+        """
+        there = self._namespace_exists()
+        yield there
+        return there.outcome != "failed" and (yield from rights(self.api, self.namespace, wanted))
+
+    def _namespace_exists(self) -> Check:
         return self._look(
             f"namespace {self.namespace}",
-            lambda: self.api.get(api_path("v1", "namespaces", name=self.namespace)),
+            api_path("v1", "namespaces", name=self.namespace),
             lambda item: (
                 ("ok", "is there")
                 if (item.get("status") or {}).get("phase") != "Terminating"
                 else ("failed", "is being deleted")
             ),
-            absent=f"create it, or correct cluster.namespace in {_SETTINGS}",
+            absent=f"create it, or correct cluster.namespace in {SETTINGS}",
         )
-
-    def rights(self, wanted: Rights) -> Iterator[Check]:
-        """One check a resource: which of the verbs are missing."""
-        for group, resource, verbs in wanted:
-            name = f"right on {resource}{'.' + group if group else ''}"
-            try:
-                missing = [verb for verb in verbs if not self._allowed(group, resource, verb)]
-            except ApiError as error:
-                yield unknown(name, error)
-                continue
-            if missing:
-                yield Check(
-                    name=name,
-                    outcome="failed",
-                    detail=f"{', '.join(missing)} in namespace '{self.namespace}' is missing",
-                    next_step=f"ask the administrator to bind you to the role of the chart {CHART}",
-                )
-            else:
-                yield Check(name=name, outcome="ok", detail=", ".join(verbs))
-
-    def _allowed(self, group: str, resource: str, verb: str) -> bool:
-        plural, _, subresource = resource.partition("/")
-        attributes = {
-            "namespace": self.namespace, "group": group, "resource": plural, "verb": verb,
-            "subresource": subresource,
-        }  # fmt: skip
-        answer = self.api.ask(
-            _REVIEWS,
-            {
-                "apiVersion": "authorization.k8s.io/v1",
-                "kind": "SelfSubjectAccessReview",
-                "spec": {"resourceAttributes": attributes},
-            },
-        )
-        return (answer.get("status") or {}).get("allowed") is True
 
     def claim(self, name: str) -> Check:
         def judge(item: Object) -> tuple[Outcome, str]:
@@ -184,8 +151,8 @@ class SiteView:
 
         path = api_path("v1", "persistentvolumeclaims", namespace=self.namespace, name=name)
         return self._look(
-            f"claim {name}", lambda: self.api.get(path), judge,
-            absent=f"the chart {CHART} makes it; or correct cluster.claim in {_SETTINGS}",
+            f"claim {name}", path, judge,
+            absent=f"the chart {CHART} makes it; or correct cluster.claim in {SETTINGS}",
         )  # fmt: skip
 
     def secrets(self) -> Iterator[Check]:
@@ -210,10 +177,14 @@ class SiteView:
             return "ok", f"has {', '.join(keys)}" if keys else "is there"
 
         path = api_path("v1", "secrets", namespace=self.namespace, name=name)
-        entries = " ".join(f"--from-file={key}=FILE" for key in keys)
-        make = f"kubectl create secret generic {name} -n {self.namespace} {entries}" if keys else "create it"
+        make = wrong = "create it"
+        if keys:  # --from-file would keep a final line break, and a key with one is not accepted
+            lines = ", ".join(f"{key}=..." for key in keys)
+            words = f"kubectl create secret generic {name} -n {self.namespace} --from-env-file=secrets.env"
+            make = f"`{words}`, a file with the lines {lines}"
+            wrong = f"`{words} --dry-run=client --output=yaml | kubectl apply -f -`, with the lines {lines}"
         return self._look(
-            f"secret {name}", lambda: self.api.get(path), judge, absent=make, wrong=make,
+            f"secret {name}", path, judge, absent=make, wrong=wrong,
             hidden="whoever may see a Secret may read it, so the launcher's role leaves that out; a pod that "
             "misses one says so",
         )  # fmt: skip
@@ -228,15 +199,17 @@ class SiteView:
             yield self._kueue_queue(str(name))
 
     def _kueue_queue(self, name: str) -> Check:
-        def ask() -> Object:
-            for version in API_VERSIONS[:-1]:
+        *older, newest = (
+            api_path(version, "localqueues", namespace=self.namespace, name=name) for version in API_VERSIONS
+        )
+
+        def ask(newest: str) -> Object:
+            for path in older:
                 try:
-                    return self.api.get(api_path(version, "localqueues", namespace=self.namespace, name=name))
+                    return self.api.get(path)
                 except ApiNotFound:
                     continue
-            return self.api.get(
-                api_path(API_VERSIONS[-1], "localqueues", namespace=self.namespace, name=name)
-            )
+            return self.api.get(newest)
 
         def judge(item: Object) -> tuple[Outcome, str]:
             conditions = (item.get("status") or {}).get("conditions") or []
@@ -246,7 +219,7 @@ class SiteView:
             return "ok", "is there"
 
         return self._look(
-            f"Kueue's queue {name}", ask, judge,
+            f"Kueue's queue {name}", newest, judge, ask=ask,
             absent="ask the administrator for a LocalQueue in this namespace, or correct cluster.queue",
         )  # fmt: skip
 
@@ -257,8 +230,8 @@ class SiteView:
         namespace = self.namespace if namespaced else None
         path = api_path(group_version, resource, namespace=namespace, name=name)
         return self._look(
-            f"{what} {name}", lambda: self.api.get(path), lambda _: ("ok", "is there"),
-            absent=f"have it created, or correct the name in {_SETTINGS}",
+            f"{what} {name}", path, lambda _: ("ok", "is there"),
+            absent=f"have it created, or correct the name in {SETTINGS}",
         )  # fmt: skip
 
     def dry_run(self, run: RunSpec) -> Check:
@@ -282,9 +255,10 @@ class SiteView:
     def _look(
         self,
         name: str,
-        ask: Callable[[], Object],
+        path: str,
         judge: Callable[[Object], tuple[Outcome, str]],
         *,
+        ask: Callable[[str], Object] | None = None,
         absent: str,
         wrong: str | None = None,
         hidden: str | None = None,
@@ -292,28 +266,21 @@ class SiteView:
         """Get something and judge it.
 
         Args:
+            ask: for what may lie at other paths too.
             absent: what to do where it is not there.
             wrong: what to do where it is not as it should be.
             hidden: why we may not be allowed to look.
         """
         try:
-            outcome, detail = judge(ask())
+            outcome, detail = judge((ask or self.api.get)(path))
         except ApiNotFound:
             return Check(name=name, outcome="failed", detail="is not there", next_step=absent)
         except ApiForbidden as error:
-            return unknown(name, error, hidden)
+            target = Target.of(path)
+            within = f" -n {target.namespace}" if target.namespace else ""
+            told_by = f"ask somebody who may: `kubectl get {target.kind} {target.name}{within}`"
+            return unknown(name, error, hidden, told_by)
         except LauncherError as error:
             return failed(name, error)
         next_step = (wrong or absent) if outcome == "failed" else None
         return Check(name=name, outcome=outcome, detail=detail, next_step=next_step)
-
-
-def failed(name: str, error: LauncherError) -> Check:
-    """A check that an error ended."""
-    detail = f"{error.what}: {error.why}" if error.why else error.what
-    return Check(name=name, outcome="failed", detail=detail, next_step=error.next_step)
-
-
-def unknown(name: str, error: LauncherError, hidden: str | None = None) -> Check:
-    """A check that we may not make; nothing is wrong for that."""
-    return Check(name=name, outcome="unknown", detail="cannot be seen from here: " + (hidden or error.what))

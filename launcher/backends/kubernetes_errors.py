@@ -25,6 +25,13 @@ from launcher.errors import BackendError
 from launcher.secrets import redacted
 
 CHART = "charts/influence"
+_CHART_OPTIONS = {
+    "rayjobs.ray.io": "kuberay.enabled",
+    "rayclusters.ray.io": "kuberay.enabled",
+    "workloads.kueue.x-k8s.io": "kueue.enabled",
+    "localqueues.kueue.x-k8s.io": "kueue.enabled",
+    "nodes": "nodeViewer.enabled",
+}
 _LONGEST_TEXT = 2000
 _VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
 _PATH = re.compile(
@@ -174,8 +181,8 @@ def _by_status(
         return ApiForbidden(
             f"{place} does not let you {doing}",
             why=f"the right '{verb}' on '{target.kind}'{target.place} is missing ({message})",
-            next_step="ask the cluster's administrator to bind you to the launcher's role, which the chart "
-            f"{CHART} makes; `kubectl auth can-i {verb} {target.kind}{within}` then says yes",
+            next_step=f"ask the cluster's administrator to bind you to {chart_role(target.kind)}; "
+            f"`kubectl auth can-i {verb} {target.kind}{within}` then says yes",
         )
     if status == 403:
         return ApiForbidden(
@@ -201,6 +208,16 @@ def _by_status(
             next_step="try again in a minute; when it lasts, tell the cluster's administrator",
         )
     return ApiError(f"{place} answered HTTP {status} when asked to {doing}", why=message)
+
+
+def chart_role(kind: str) -> str:
+    """The role that has the rights to a kind of object, in words, with the chart's option that it takes.
+
+    Args:
+        kind: as ``Target.kind``: ``rayjobs.ray.io``.
+    """
+    option = _CHART_OPTIONS.get(kind)
+    return f"the launcher's role, which the chart {CHART} makes" + (f" with {option}=true" if option else "")
 
 
 def _verb(method: str, target: Target) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from influence.rundir import RunPaths
 from influence.rundir.exits import Verdict
 from launcher.backends import AttemptFacts, Event
-from launcher.backends.job_facts import JobStatus, decisions
+from launcher.backends.job_facts import JobStatus, decisions, last_decision, stopped_because
 from launcher.backends.kubernetes_errors import ApiForbidden, api_path
 from launcher.backends.kubernetes_logs import attempt_numbers
 from launcher.backends.kubernetes_reading import JobReader, RunJobs, event_time
@@ -30,7 +30,11 @@ Json = Mapping[str, Any]
 def events(reader: JobReader, run: str) -> Sequence[Event]:
     """As ``Backend.events``: of the Jobs, their pods and what schedulers make for them."""
     jobs = reader.objects(run)
-    return [] if jobs is None else [event(item) for item in _events_of(reader, jobs)]
+    if jobs is None:
+        return []
+    statuses = [JobStatus.of(generation.item) for generation in jobs.generations]
+    cancelled = {f"Job {status.name}" for status in statuses if status.cancelled}
+    return [_as_meant(event(item), cancelled) for item in _events_of(reader, jobs)]
 
 
 def history(reader: JobReader, run: str, paths: RunPaths | None) -> Sequence[AttemptFacts]:
@@ -56,9 +60,13 @@ def history(reader: JobReader, run: str, paths: RunPaths | None) -> Sequence[Att
         ]
         present = {pod.name for pod in pods}
         num_charged = sum(pod.verdict in (Verdict.CHARGED_RETRY, Verdict.FATAL) for pod in pods)
-        for name, at in _created_pods(told, generation.name).items():
+        created = _created_pods(told, generation.name)
+        for name, at in created.items():
             if name not in present:
-                gone = _gone(name, at, told, uncharged=num_charged >= status.num_failed)
+                newest = name == list(created)[-1] and all(pod.created_at < at for pod in pods)
+                gone = _gone(
+                    name, at, told, status, newest=newest, uncharged=num_charged >= status.num_failed
+                )
                 aged.append(((at, gone.ended_at or "", name), gone))
         attempts += [attempt for _, attempt in sorted(aged, key=lambda each: each[0])]
     numbers = attempt_numbers(paths, [attempt.pod or "" for attempt in attempts])
@@ -76,10 +84,14 @@ def _created_pods(told: Sequence[Json], job: str) -> dict[str, str]:
     return found
 
 
-def _gone(name: str, created_at: str, told: Sequence[Json], *, uncharged: bool) -> AttemptFacts:
+def _gone(
+    name: str, created_at: str, told: Sequence[Json], status: JobStatus, *, newest: bool, uncharged: bool
+) -> AttemptFacts:
     """A pod of which only events are left.
 
     Args:
+        status: its Job's.
+        newest: whether the Job has had no later pod.
         uncharged: whether all charged failures are those of other pods.
     """
     own = [item for item in told if _about(item).get("kind") == "Pod" and _about(item).get("name") == name]
@@ -87,11 +99,13 @@ def _gone(name: str, created_at: str, told: Sequence[Json], *, uncharged: bool) 
         item for item in told
         if item.get("reason") == "SuccessfulDelete" and name in _DELETED.findall(str(item.get("message")))
     ]  # fmt: skip
+    decision = "not charged" if uncharged else None
     taken = next((item for item in reversed(own) if item.get("reason") in _TAKEN_AWAY), None)
     if taken is not None:
         ended_by = f"{_TAKEN_AWAY[str(taken['reason'])]}: {str(taken.get('message') or '').strip()}"
     elif by_controller:
-        ended_by = "stopped by the Job controller: suspended, cancelled, or past the deadline"
+        ended_by = stopped_because(status, newest=newest)
+        decision = last_decision(status) if newest else "started again" + (", not charged" * uncharged)
     else:
         ended_by = "evicted or deleted; the cluster keeps nothing more of it"
     return AttemptFacts(
@@ -101,7 +115,7 @@ def _gone(name: str, created_at: str, told: Sequence[Json], *, uncharged: bool) 
         ended_at=max(map(event_time, [*own, *by_controller]), default=None),
         ended_by=ended_by,
         verdict=Verdict.FREE_RETRY if uncharged else None,
-        decision="not charged" if uncharged else None,
+        decision=decision,
     )
 
 
@@ -127,6 +141,15 @@ def _age(item: Json) -> tuple[str, int]:
 
 def _about(item: Json) -> Json:
     return item.get("involvedObject") or {}
+
+
+def _as_meant(told: Event, cancelled: Collection[str]) -> Event:
+    """A cancelled Job is ended by way of its deadline, which its controller reports as a deadline missed."""
+    if told.reason != "DeadlineExceeded" or told.about not in cancelled:
+        return told
+    return replace(
+        told, warning=False, message=f"by `launcher cancel`, which sets a deadline: {told.message}"
+    )
 
 
 def event(item: Json) -> Event:

@@ -10,11 +10,12 @@ from typing import Any
 
 from influence.rundir import RunSpec
 from launcher.backends.generations import Generation, generations_by_run
-from launcher.backends.job_facts import Finding, JobStatus, find, leaves_a_question
+from launcher.backends.job_facts import JobStatus, find, leaves_a_question
 from launcher.backends.kubernetes_api import KubernetesApi, Object
 from launcher.backends.kubernetes_errors import ApiForbidden, api_path
 from launcher.backends.kueue import Workloads
 from launcher.backends.pod_facts import PodFacts, pod_facts
+from launcher.backends.pod_obstacles import Finding
 from launcher.backends.run_document import document_of_pod
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL, TEMPLATE, job_values
@@ -118,16 +119,24 @@ class JobReader:
         return _Digest.of(jobs.generations).facts(self._finding(status, jobs), jobs.pods)
 
     def all_facts(self) -> dict[str, BackendFacts]:
-        """Of all runs: one question for the Jobs, and at most one for the pods; raises as ``facts``."""
+        """Of all runs: one question for the Jobs, and at most one for the pods and one for events.
+
+        Events are asked for where a Job has no pod at all: a list then says why, as ``facts`` does. Raises as
+        that.
+        """
         items = self.api.list(self.path(), labelSelector=RUN_LABEL).get("items") or []
         digests = {run: _Digest.of(generations) for run, generations in generations_by_run(items).items()}
         del items  # hundreds of Jobs and their pods need not be in memory together
         pods = self.pods() if any(leaves_a_question(each.status) for each in digests.values()) else {}
+        refused = self._failed_creates() if any(each.status.lacks_a_pod for each in digests.values()) else {}
         now_s = time.time()
-        return {
-            run: each.facts(find(each.status, pods.get(each.status.uid, ()), now_s=now_s), pods)
-            for run, each in digests.items()
-        }
+        found = {}
+        for run, each in digests.items():
+            own_pods = pods.get(each.status.uid, ())
+            because = _refusal_since(own_pods, refused.get(each.status.uid, ()))
+            finding = find(each.status, own_pods, now_s=now_s, no_pod_because=because)
+            found[run] = each.facts(finding, pods)
+        return found
 
     def _finding(self, status: JobStatus, jobs: RunJobs) -> Finding:
         pods = jobs.pods.get(status.uid, ())
@@ -135,22 +144,35 @@ class JobReader:
         if not status.ended:
             if status.suspended and status.kueue_queue is not None and not status.suspended_by_us:
                 waits_for = self.workloads.waits_for(status.uid)
-            if not (status.suspended or status.num_active or status.num_terminating):
-                no_pod_because = self._failed_create(status, pods)
+            if status.lacks_a_pod:
+                refused = self._failed_creates(status.uid)
+                no_pod_because = _refusal_since(pods, refused.get(status.uid, ()))
         return find(status, pods, now_s=time.time(), waits_for=waits_for, no_pod_because=no_pod_because)
 
-    def _failed_create(self, status: JobStatus, pods: Sequence[PodFacts]) -> str | None:
-        """The Job controller's words about a pod that it could not create since the last one."""
+    def _failed_creates(self, uid: str | None = None) -> dict[str, list[Object]]:
+        """The Job controller's events about pods that it could not create, by the Job: of one or of all."""
+        about = "involvedObject.kind=Job" if uid is None else f"involvedObject.uid={uid}"
         path = api_path("v1", "events", namespace=self.namespace)
-        selector = f"involvedObject.uid={status.uid},reason=FailedCreate"
         try:
-            events = self.api.list(path, fieldSelector=selector).get("items") or []
+            items = self.api.list(path, fieldSelector=f"{about},reason=FailedCreate").get("items") or []
         except ApiForbidden:
-            return None
-        latest = max(events, key=event_time, default=None)
-        if latest is None or (pods and event_time(latest) < pods[-1].created_at):
-            return None
-        return str(latest.get("message") or "FailedCreate")
+            return {}
+        found: dict[str, list[Object]] = {}
+        for item in items:
+            found.setdefault(str((item.get("involvedObject") or {}).get("uid")), []).append(item)
+        return found
+
+
+def _refusal_since(pods: Sequence[PodFacts], refused: Sequence[Object]) -> str | None:
+    """Why no pod could be created after these; None where one could since, or nobody says so.
+
+    Args:
+        refused: the Job's events FailedCreate.
+    """
+    latest = max(refused, key=event_time, default=None)
+    if latest is None or (pods and event_time(latest) < pods[-1].created_at):
+        return None
+    return str(latest.get("message") or "FailedCreate")
 
 
 @dataclass(frozen=True, slots=True)

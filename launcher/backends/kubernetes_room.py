@@ -8,7 +8,7 @@ from typing import Any
 from influence.rundir import RunSpec
 from launcher.backends.kubernetes_api import KubernetesApi, Object
 from launcher.backends.kubernetes_errors import ApiError, api_path
-from launcher.doctor import Check
+from launcher.doctor import Check, unknown
 from launcher.kubernetes_values import GPU_RESOURCE, PRODUCT_LABEL
 
 _TAKEN = "status.phase!=Succeeded,status.phase!=Failed"
@@ -30,7 +30,7 @@ def _nodes(api: KubernetesApi, spec: Mapping[str, Any], num_gpus: int) -> Check:
     try:
         nodes = api.list(api_path("v1", "nodes")).get("items") or []
     except ApiError as error:
-        return Check(name=name, outcome="unknown", detail=f"cannot be seen from here: {error.what}")
+        return unknown(name, error)
     labelled = [node for node in nodes if wanted.items() <= _labels(node).items()]
     selector = ", ".join(f"{key}={value}" for key, value in wanted.items()) or "any label"
     if not labelled:
@@ -83,7 +83,7 @@ def _quotas(api: KubernetesApi, namespace: str, num_gpus: int) -> Iterator[Check
     try:
         quotas = api.list(api_path("v1", "resourcequotas", namespace=namespace)).get("items") or []
     except ApiError as error:
-        yield Check(name="quotas", outcome="unknown", detail=f"cannot be seen from here: {error.what}")
+        yield unknown("quotas", error)
         return
     key = f"requests.{GPU_RESOURCE}"
     for quota in quotas:

@@ -18,9 +18,9 @@ from launcher.backends.job_facts import (
     KUEUE_LABEL,
     LOST_NODE_STEP,
     SUSPENDED_ANNOTATION,
-    Finding,
 )
 from launcher.backends.pod_facts import PodFacts, age_s
+from launcher.backends.pod_obstacles import Finding, not_scheduled
 from launcher.secrets import redacted
 from launcher.states import Phase
 
@@ -123,6 +123,8 @@ class RayJobStatus:
         """What ended this attempt, in words; None while it goes on."""
         if self.job == "SUCCEEDED":
             return describe(0)
+        if self.reason == "DeadlineExceeded" and self.cancelled:
+            return "stopped: the run was cancelled"
         if self.reason == "DeadlineExceeded":
             limit = f", {self.deadline_s} s," if self.deadline_s else ""
             return f"the deadline of an attempt{limit} has passed (retry.deadline_s)"
@@ -251,12 +253,7 @@ def _starting(job: RayJobStatus, living: Sequence[PodFacts]) -> Finding:
         if pod.unschedulable is not None:
             held = sum(each.node is not None for each in living)
             holding = f"; {held} of its pods hold their nodes meanwhile" if held else ""
-            return Finding(
-                Phase.QUEUED,
-                f"no node takes {pod.where}: {pod.unschedulable}{holding}",
-                "it starts when all of its nodes have room; if they never will, compare hardware and "
-                "cluster.node_selector with the nodes",
-            )
+            return not_scheduled(pod.unschedulable, pod=pod.where, note=holding)
     again = f" after {job.num_failed} attempts that failed" if job.num_failed else ""
     phase = Phase.BACKING_OFF if job.num_failed else Phase.QUEUED
     num_running = sum(pod.phase == "Running" for pod in living)

@@ -8,7 +8,7 @@ import click
 
 from launcher.commands.options import Place, output_option, place_options
 from launcher.commands.preset_options import RunRequest, optional_run_options
-from launcher.doctor import Check, examine
+from launcher.doctor import Check, examine, summary
 from launcher.errors import ExitCode
 from launcher.output import emit
 from launcher.profiles import LOCAL
@@ -42,6 +42,4 @@ def _lines(checks: list[Check], cluster: str) -> list[str]:
         lines.append(f"{check.outcome:<7}  {check.name:<{width}}  {check.detail}")
         if check.next_step and check.outcome != "ok":
             lines.append(f"{'':7}  {'':{width}}  next: {check.next_step}")
-    num_failed = sum(check.outcome == "failed" for check in checks)
-    verdict = f"{num_failed} of {len(checks)} checks failed" if num_failed else "nothing speaks against a run"
-    return [*lines, f"{cluster}: {verdict}"]
+    return [*lines, f"{cluster}: {summary(checks)}"]

@@ -11,7 +11,7 @@ import click
 from launcher.commands.options import Place, cluster_option, config_option, output_option
 from launcher.commands.preset_options import jobs_option, overlay_option, set_option
 from launcher.errors import ExitCode, SpecError, UsageError
-from launcher.image import ImageReference
+from launcher.image_reference import ImageReference
 from launcher.output import emit, note
 
 

@@ -19,6 +19,7 @@ from launcher.progress import LastLogLine, follow
 from launcher.working_tree import require_published
 
 if TYPE_CHECKING:
+    from influence.rundir import RunSpec
     from launcher.site import Site
     from launcher.states import RunStatus
 
@@ -62,6 +63,7 @@ def command(
     if plan.action.starts:
         if not site.local:
             plan = replace(plan, run=require_published(run, allow_dirty=allow_dirty))
+            _note_unmet_needs(run)
         require_room(site, run, request_words(request))
     if dry_run:
         emit(
@@ -69,6 +71,13 @@ def command(
         )
         return int(ExitCode.OK)
     return submit(site, plan, follow_run=follow_run, output_format=output_format)
+
+
+def _note_unmet_needs(run: RunSpec) -> None:
+    from launcher.kubernetes_values import unmet_needs
+
+    for line in unmet_needs(run):
+        note(f"note: {line}")
 
 
 def submit(site: Site, plan: Plan, *, follow_run: bool, output_format: str) -> int:

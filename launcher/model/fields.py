@@ -66,9 +66,20 @@ Bytes = Annotated[
         "a number of bytes with a unit, such as 1500Gi",
     ),
 ]
-Image = Annotated[
-    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", "an image reference, such as registry/name:tag")
-]
+
+
+def _image_reference(text: str) -> str:
+    from launcher.image_reference import EXAMPLE, ImageReference
+
+    try:
+        ImageReference.parse(text)
+    except ValueError:
+        what = f"an image reference, such as {EXAMPLE} (with all 64 digits); names have no capitals"
+        raise PydanticCustomError("text", "must be {what}", {"what": what}) from None
+    return text
+
+
+Image = Annotated[str, AfterValidator(_image_reference)]
 
 #: The key of a taint: a label's name, with or without a DNS name in front.
 LabelKey = Annotated[

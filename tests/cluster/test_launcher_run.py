@@ -112,6 +112,7 @@ def test_a_suspended_run_gives_its_node_back_and_goes_on_later(bench: Bench, use
     user.launcher("suspend", RUN)
     assert user.status(RUN)["state"] == "SUSPENDED"
     assert not [pod for pod in user.namespace.job_pods(RUN) if pod["status"]["phase"] == "Running"]
+    assert "the run was suspended" in user.launcher("explain", RUN)
     user.launcher("resume", RUN)
     user.launcher("status", RUN, "--wait")
     assert user.status(RUN)["steps_committed"] == 2
@@ -124,6 +125,10 @@ def test_a_cancelled_run_keeps_its_job_and_starts_again_as_another(bench: Bench,
     user.launcher("cancel", RUN)
     user.launcher("status", RUN, "--wait", code=103)
     user.launcher("cancel", RUN)  # harmless
+    story = user.launcher("explain", RUN)
+    assert "the run was cancelled" in story and "not started again: cancelled" in story
+    assert "warning" not in story.lower(), "its deadline is how it was cancelled"
+    assert "by `launcher cancel`" in user.launcher("events", RUN)
     user.submit(RUN, trainer)
     user.launcher("status", RUN, "--wait")
     assert sorted(job["metadata"]["name"] for job in jobs(user)) == [RUN, f"{RUN}-r2"]
@@ -150,6 +155,22 @@ def test_a_quota_is_named_until_it_lets_the_run_start(bench: Bench, user: User) 
     assert user.wait_for_reason(RUN, "exceeded quota: gpus")["state"] == "PENDING"
     namespace.api.delete(path)
     user.launcher("status", RUN, "--wait")
+
+
+def test_a_claim_or_an_account_that_is_not_there_is_stalled_until_it_is(bench: Bench, user: User) -> None:
+    trainer = image(bench, user, COMPLETE)
+    user.submit("infl-claim", trainer, "--set", "cluster.claim=nope")
+    user.submit("infl-account", trainer, "--set", "cluster.service_account=nobody")
+    claim = user.wait_for_state("infl-claim", "STALLED")
+    assert 'persistentvolumeclaim "nope" not found' in claim["reason"]
+    assert "cluster.claim" in str(claim)
+    account = user.wait_for_state("infl-account", "STALLED")
+    assert 'serviceaccount "nobody" not found' in account["reason"]
+    assert "cluster.service_account" in str(account) and "quota" not in str(account)
+    listed = {run["run"]: run["reason"] for run in user.document("status")}
+    assert listed["infl-account"] == account["reason"]
+    user.namespace.create_service_account("nobody")
+    user.launcher("status", "infl-account", "--wait")
 
 
 def test_a_higher_priority_preempts_uncharged(bench: Bench, user: User) -> None:

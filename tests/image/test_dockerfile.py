@@ -134,7 +134,8 @@ def test_the_labels_say_version_and_revision() -> None:
 
 def test_every_build_argument_that_the_launcher_gives_is_taken() -> None:
     from launcher.git import CodeVersion
-    from launcher.image import ImageReference, build_command
+    from launcher.image import build_command
+    from launcher.image_reference import ImageReference
 
     code = CodeVersion(version="0.1.0", git_commit="c" * 40, dirty=False, diff_sha256=None)
     words = build_command(ImageReference("infl"), code, REPOSITORY, push=False)

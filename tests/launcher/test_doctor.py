@@ -19,7 +19,11 @@ from launcher.profiles import Profile
 from launcher.spec import resolve_run
 
 LOCAL = Profile(name="local", backend="local")
-LAB = "clusters: {lab: {backend: kubernetes, context: there, cluster: {namespace: team}}}\n"
+IMAGE = "registry.example.com/infl@sha256:" + "5" * 64
+LAB = (
+    "clusters: {lab: {backend: kubernetes, context: there, "
+    f"cluster: {{namespace: team, data_claim: datasets, image: '{IMAGE}'}}}}}}\n"
+)
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_the_backend_s_checks_get_the_profile_and_the_run(
     assert "cluster 'lab', kubernetes, context there, namespace team (launcher.yaml:1)" in out
     assert "warning  claim infl-artifacts  is not bound yet" in out
     assert "next: wait" in out
-    assert "lab: nothing speaks against a run" in out
+    assert "lab: 0 of 4 checks failed, 1 warn" in out
     profile, run = asked
     assert isinstance(profile, Profile)
     assert (profile.namespace, profile.root) == ("team", Path("mnt"))
@@ -127,10 +131,31 @@ def test_a_failure_exits_5_and_says_what_to_do(
     assert run_launcher(["doctor", "--cluster", "kubernetes", "--output", "json"]) == 5
     document = json.loads(capsys.readouterr().out)
     assert (document["cluster"], document["ok"]) == ("kubernetes", False)
-    assert [check["outcome"] for check in document["checks"]] == ["ok", "failed", "unknown"]
-    assert document["checks"][1]["next_step"] == "make it"
+    assert [check["outcome"] for check in document["checks"]] == [
+        "ok",
+        "warning",
+        "warning",
+        "failed",
+        "unknown",
+    ]
+    assert document["checks"][3]["next_step"] == "make it"
     assert run_launcher(["doctor", "--cluster", "kubernetes"]) == 5
-    assert "1 of 3 checks failed" in capsys.readouterr().out
+    assert "1 of 5 checks failed, 2 warn, 1 could not be made" in capsys.readouterr().out
+
+
+def test_an_image_that_can_move_and_data_without_a_claim_are_warned_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch)
+    (home / "launcher.yaml").write_text(LAB)
+    assert run_launcher(["doctor", "--cluster", "lab", "--preset", "smoke"]) == 0
+    assert "lab: all 2 checks passed" in capsys.readouterr().out
+    tagged = ["--set", "cluster.image=registry.example.com/infl:2", "--set", "cluster.data_claim=null"]
+    assert run_launcher(["doctor", "--cluster", "lab", "--preset", "smoke", *tagged]) == 0
+    out = capsys.readouterr().out
+    assert "warning  image    registry.example.com/infl:2: a tag can move to another image" in out
+    assert "cluster.data_claim is null, so the image itself must hold /data/train.parquet" in out
+    assert "0 of 3 checks failed, 2 warn" in out
 
 
 def test_without_a_preset_a_cluster_is_asked_for_what_every_preset_needs(
@@ -151,7 +176,7 @@ def test_an_error_that_ends_the_checks_is_a_failure_with_its_next_step(
     install(monkeypatch, Check(name="a", outcome="ok", detail="b"), error=error)
     *_, last = examine(Profile(name="kubernetes", backend="kubernetes"), None)
     assert (last.outcome, last.next_step) == ("failed", "get one")
-    assert last.detail == "no kubeconfig (KUBECONFIG is not set)"
+    assert last.detail == "no kubeconfig: KUBECONFIG is not set"
 
 
 def test_options_of_a_run_need_a_preset(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,12 +17,12 @@ from launcher.group import run
 from launcher.image import (
     REVISION_LABEL,
     VERSION_LABEL,
-    ImageReference,
     build_command,
     image_tag,
     tag_version,
 )
 from launcher.image_checks import Labels, image_checks, read_labels, version_is_known
+from launcher.image_reference import ImageReference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DIGEST = "sha256:" + "5" * 64
@@ -32,9 +32,12 @@ WHEEL = CodeVersion(version="0.1.0", git_commit=None, dirty=None, diff_sha256=No
 NOBODY = Labels(None, "nobody was asked")
 
 NAMES = st.from_regex(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,10}(/[A-Za-z0-9][A-Za-z0-9._-]{0,10}){0,3}", fullmatch=True
+    r"[a-z0-9]{1,5}((\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}(/[a-z0-9]{1,5}([._-][a-z0-9]{1,5})?){0,3}",
+    fullmatch=True,
 )
-HOSTS = st.sampled_from(["", "localhost:5000/", "registry.example.com:443/", "10.0.0.1:5000/"])
+HOSTS = st.sampled_from(
+    ["", "localhost/", "Registry/", "localhost:5000/", "registry.example.com:443/", "10.0.0.1:5000/"]
+)
 TAGS = st.none() | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 DIGESTS = st.none() | st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 
@@ -50,7 +53,31 @@ def test_references_come_apart_and_together_again(
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":", "a:", "a@", "a@sha256:12", "-a", "a b", "a:b:c", "a/", "/a", "a$(x)", "ä", "a:b\n"]
+    "text",
+    [
+        "",
+        ":",
+        "a:",
+        "a@",
+        "a@sha256:12",
+        "-a",
+        "a b",
+        "a:b:c",
+        "a/",
+        "/a",
+        "a$(x)",
+        "ä",
+        "a:b\n",
+        "a@sha256:...",
+        "Infl:1",
+        "lab.example/Infl:1",
+        "a..b",
+        "a___b",
+        "a-/b",
+        "lab:x/infl",
+        f"a@{DIGEST.upper()}",
+        "a" * 256,
+    ],
 )
 def test_what_is_no_reference_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no image reference"):
@@ -142,6 +169,8 @@ def outcomes(reference: str, code: CodeVersion = CLEAN, labels: Labels = NOBODY)
         (f"0.2.0-{COMMIT[:12]}", CLEAN, "failed"),
         ("latest", CLEAN, "unknown"),
         ("0.1.0-final", CLEAN, "unknown"),
+        ("0.2.0-abc", CLEAN, "failed"),
+        ("0.2.0-final", CLEAN, "failed"),
     ],
 )
 def test_tags(tag: str, code: CodeVersion, outcome: str) -> None:
@@ -223,6 +252,12 @@ def test_a_multi_platform_answer_is_read(tools: Path) -> None:
         tools, "docker", answer={"linux/amd64": {"config": {"Labels": LABELS}}, "linux/arm64": {"config": {}}}
     )
     assert read_labels(ImageReference("infl")) == Labels(LABELS, "docker buildx, at the registry")
+
+
+def test_a_tool_that_is_too_old_is_called_so(tools: Path) -> None:
+    tool(tools, "docker", error="unknown flag: --format\nSee 'docker --help'.\n", code=125)
+    told = read_labels(ImageReference("infl")).told_by
+    assert "unknown flag" not in told and "docker buildx: the version that is installed here" in told
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "no json", '"text"'])

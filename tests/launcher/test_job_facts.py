@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from launcher.backends.job_facts import (
     CANCELLED_ANNOTATION,
     SUSPENDED_ANNOTATION,
-    Finding,
     JobStatus,
     decisions,
     find,
     leaves_a_question,
 )
 from launcher.backends.pod_facts import PodFacts, pod_facts
+from launcher.backends.pod_obstacles import Finding
 from launcher.states import Phase
 from tests.launcher.kubernetes_objects import condition, job, lab_run, pod
 

@@ -334,6 +334,15 @@ def test_a_cluster_without_kuberay_fails_there(site: KubernetesStub, tmp_path: P
     assert list(by_name) == ["API server", "KubeRay"]
 
 
+def test_the_charts_option_is_named_to_who_has_all_other_rights(site: KubernetesStub, tmp_path: Path) -> None:
+    site.fail("POST", "selfsubjectaccessreviews$", status=201, body={"status": {"allowed": False}}, times=5)
+    site.fail("GET", "/rayjobs$", status=403, body=status(403, "Forbidden", "no"))
+    by_name = found(site, tmp_path)
+    assert by_name["right on rayjobs.ray.io"].outcome == "failed"
+    for name in ("right on rayjobs.ray.io", "KubeRay's operator"):
+        assert "kuberay.enabled=true" in str(by_name[name].next_step)
+
+
 def test_an_old_kuberay_and_an_operator_that_sleeps(site: KubernetesStub, tmp_path: Path) -> None:
     put(site, "infl-ignored")
     unknown = 'strict decoding error: unknown field "spec.preRunningDeadlineSeconds"'

@@ -248,13 +248,35 @@ def test_a_quota_is_told_from_the_job_controllers_event(
     backend: KubernetesBackend, stub: KubernetesStub
 ) -> None:
     put_job(stub)
-    put_event(stub, "e1", "Job", RUN, "FailedCreate", "exceeded quota: gpus", at="2026-02-21T11:05:00Z")
+    at, about = (
+        "2026-02-21T11:05:00Z",
+        {"kind": "Job", "uid": stub.objects[f"{JOBS}/{RUN}"]["metadata"]["uid"]},
+    )
+    put_event(stub, "e1", "Job", RUN, "FailedCreate", "exceeded quota: gpus", at=at, involvedObject=about)
     facts = backend.get(RUN)
     assert (facts.phase, facts.reason) == (Phase.QUEUED, "no pod can be created: exceeded quota: gpus")
     stub.fail("GET", "/events$", status=403, body=status(403, "Forbidden", "no"))
     assert backend.get(RUN).reason == "the Job controller has not started a pod yet"
     put_pod(stub, "a", "Failed", exit_code=3, at="2026-02-21T11:10:00Z")  # one could be created since
     assert backend.get(RUN).phase is Phase.BACKING_OFF
+
+
+def test_a_list_says_why_no_pod_can_be_created_as_the_run_itself_does(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    uid = str(put_job(stub)["metadata"]["uid"])
+    words = (
+        'pods "a" is forbidden: error looking up service account lab/nope: serviceaccount "nope" not found'
+    )
+    about = {"kind": "Job", "name": RUN, "uid": uid}
+    put_event(stub, "e1", "Job", RUN, "FailedCreate", words, at="2026-02-21T11:05:00Z", involvedObject=about)
+    alone, listed = backend.get(RUN), backend.list()[RUN]
+    assert (alone.phase, alone.reason) == (Phase.STUCK, f"no pod can be created: {words}")
+    assert (listed.phase, listed.reason, listed.next_step) == (alone.phase, alone.reason, alone.next_step)
+    assert asked(stub)[-3:] == ["GET jobs", "GET pods", "GET events"]
+    assert stub.requests[-1].query["fieldSelector"] == "involvedObject.kind=Job,reason=FailedCreate"
+    stub.fail("GET", "/events$", status=403, body=status(403, "Forbidden", "no"))
+    assert backend.list()[RUN].phase is Phase.QUEUED
 
 
 def put_event(
@@ -484,6 +506,64 @@ def test_a_pod_that_is_gone_is_told_from_its_events(backend: KubernetesBackend, 
     assert gone.ended_by == "preempted: Preempted by pod x on node gpu-3"
     assert (gone.started_at, gone.ended_at) == (at.format(0), at.format(3))
     assert (there.pod, there.number, there.ended_by) == (second, 2, None)
+
+
+CANCELLED, SUSPENDED = {"infl/cancelled-at": "now"}, {"infl/suspended-at": "now"}
+PAST_ITS_DEADLINE = {"conditions": [condition("Failed", "DeadlineExceeded", "Job was active longer")]}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "suspend", "status", "sets", "ended_by", "decision"),
+    [
+        (CANCELLED, False, PAST_ITS_DEADLINE, (), "stopped: the run was cancelled",
+         "not started again: cancelled"),
+        ({}, False, PAST_ITS_DEADLINE, (),
+         "stopped: the deadline of the whole run, 604800 s, has passed (retry.deadline_s)",
+         "not started again: the deadline of the whole run, 604800 s, has passed (retry.deadline_s)"),
+        (SUSPENDED, True, {}, (), "stopped: the run was suspended",
+         "not started again before the run is resumed"),
+        (CANCELLED, True, {}, (), "stopped: the run was suspended", "not started again: cancelled"),
+        ({}, True, {}, KUEUE, "stopped: Kueue's queue 'research' took the machines back",
+         "not started again before the run is resumed"),
+    ],
+)  # fmt: skip
+def test_who_stopped_a_pod_that_is_gone_is_told(
+    backend: KubernetesBackend,
+    stub: KubernetesStub,
+    annotations: dict[str, str],
+    suspend: bool,
+    status: dict[str, Any],
+    sets: tuple[str, ...],
+    ended_by: str,
+    decision: str,
+) -> None:
+    item = job(lab_run(*sets), **status)
+    item["metadata"]["annotations"] |= annotations
+    item["spec"]["suspend"] = suspend
+    stub.put(f"{JOBS}/{RUN}", item)
+    at = "2026-02-21T11:0{}:00Z"
+    first, second = f"{RUN}-aaaaa", f"{RUN}-bbbbb"
+    put_event(stub, "1", "Job", RUN, "SuccessfulCreate", f"Created pod: {first}", at=at.format(0))
+    put_event(stub, "2", "Job", RUN, "SuccessfulDelete", f"Deleted pod: {first}", at=at.format(1))
+    put_event(stub, "3", "Job", RUN, "SuccessfulCreate", f"Created pod: {second}", at=at.format(2))
+    put_event(stub, "4", "Job", RUN, "SuccessfulDelete", f"Deleted pod: {second}", at=at.format(3))
+    earlier, newest = backend.history(RUN)
+    assert (newest.ended_by, newest.decision) == (ended_by, decision)
+    assert (earlier.ended_by, earlier.decision) == (
+        "stopped: the run was suspended",
+        "started again, not charged",
+    ), "a Job that has ended gets no other pod"
+
+
+def test_the_deadline_of_a_cancel_is_no_warning(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    item = put_job(stub, **PAST_ITS_DEADLINE)
+    at, words = "2026-02-21T11:00:00Z", "Job was active longer than specified deadline"
+    put_event(stub, "1", "Job", RUN, "DeadlineExceeded", words, at=at, type="Warning")
+    (missed,) = backend.events(RUN)
+    assert (missed.warning, missed.message) == (True, words)
+    item["metadata"]["annotations"] |= CANCELLED
+    (cancelled,) = backend.events(RUN)
+    assert not cancelled.warning and cancelled.message.startswith("by `launcher cancel`")
 
 
 # -- what must never be seen

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from launcher.backends import kubernetes_api
-from launcher.backends.kubernetes_checks import checks
+from launcher.backends.kubernetes_api import KubernetesApi
+from launcher.backends.kubernetes_checks import KUEUE_RIGHTS, checks
+from launcher.backends.kubernetes_rights import rights
 from launcher.doctor import Check
 from launcher.profiles import Profile
 from tests.launcher.kubernetes_objects import JOBS, lab_run
@@ -55,7 +57,7 @@ def found(
     by_name = {check.name: check for check in all_checks}
     assert len(by_name) == len(all_checks)
     for check in all_checks:
-        assert check.detail and (check.outcome != "failed" or check.next_step), check
+        assert check.detail and (check.outcome not in ("failed", "unknown") or check.next_step), check
         assert "secret-key" not in str(check) and "c2VjcmV0" not in str(check)
     return by_name
 
@@ -105,14 +107,18 @@ def test_an_old_server_is_refused(stub: KubernetesStub, tmp_path: Path) -> None:
         (f"{CORE}/persistentvolumeclaims/infl-artifacts", "claim infl-artifacts", "charts/influence"),
         (f"{CORE}/serviceaccounts/infl-trainer", "service account infl-trainer", "created"),
         (f"{CORE}/secrets/infl-secrets", "secret infl-secrets",
-         "kubectl create secret generic infl-secrets -n lab --from-file=WANDB_API_KEY=FILE"),
+         "`kubectl create secret generic infl-secrets -n lab --from-env-file=secrets.env`, a file with "
+         "the lines WANDB_API_KEY=..."),
     ],
 )  # fmt: skip
 def test_what_is_not_there_and_what_may_not_be_seen(
     stub: KubernetesStub, tmp_path: Path, path: str, name: str, words: str
 ) -> None:
     stub.fail("GET", f"{path}$", status=403, body=status(403, "Forbidden", "no"))
-    assert found(stub, tmp_path)[name].outcome == "unknown"
+    hidden = found(stub, tmp_path)[name]
+    resource, _, there = path.removeprefix(f"{CORE}/").removeprefix("/api/v1/").partition("/")
+    assert hidden.outcome == "unknown"
+    assert f"`kubectl get {resource} {there}" in str(hidden.next_step)
     stub.remove(path)
     check = found(stub, tmp_path)[name]
     assert (check.outcome, check.detail) == ("failed", "is not there")
@@ -121,7 +127,9 @@ def test_what_is_not_there_and_what_may_not_be_seen(
 
 def test_a_secret_without_its_key_and_one_that_nobody_needs(stub: KubernetesStub, tmp_path: Path) -> None:
     stub.put(f"{CORE}/secrets/infl-secrets", {"data": {"OTHER": "x"}})
-    assert found(stub, tmp_path)["secret infl-secrets"].detail == "has no WANDB_API_KEY"
+    incomplete = found(stub, tmp_path)["secret infl-secrets"]
+    assert incomplete.detail == "has no WANDB_API_KEY"
+    assert "--dry-run=client --output=yaml | kubectl apply -f -" in str(incomplete.next_step)
     assert "secret infl-secrets" not in found(stub, tmp_path, "wandb.mode=offline")
     store = ("cluster.storage=object_store", "cluster.object_store=s3://bucket/a", "wandb.mode=offline")
     by_name = found(stub, tmp_path, *store)
@@ -141,6 +149,38 @@ def test_each_missing_right_is_named(stub: KubernetesStub, tmp_path: Path) -> No
     assert jobs.detail == "create, get, list, watch, patch in namespace 'lab' is missing"
     assert "charts/influence" in str(jobs.next_step)
     assert by_name["right on pods"].outcome == "ok"
+
+
+def test_a_namespace_without_any_right_is_one_failure(stub: KubernetesStub, tmp_path: Path) -> None:
+    """As after a slip in its name: whoever may see only their own cannot see that it is not there."""
+    stub.fail("GET", "/api/v1/namespaces/lab$", status=403, body=status(403, "Forbidden", "no"))
+    stub.fail("POST", REVIEWS, status=201, body={"status": {"allowed": False}}, times=10)
+    by_name = found(stub, tmp_path)
+    assert list(by_name) == ["API server", "namespace lab", "rights"]
+    assert by_name["rights"].detail == (
+        "you have none in namespace 'lab': jobs.batch, pods, pods/log, events"
+    )
+    assert str(by_name["rights"].next_step).startswith("correct cluster.namespace in launcher.yaml")
+
+
+def test_a_namespace_that_is_not_there_ends_the_checks(stub: KubernetesStub, tmp_path: Path) -> None:
+    stub.remove("/api/v1/namespaces/lab")
+    assert list(found(stub, tmp_path)) == ["API server", "namespace lab"]
+
+
+def test_a_right_that_the_chart_gives_by_an_option_is_told_with_it(
+    stub: KubernetesStub, tmp_path: Path
+) -> None:
+    stub.fail("POST", REVIEWS, status=201, body={"status": {"allowed": False}}, times=1)
+    jobs = found(stub, tmp_path)["right on jobs.batch"]
+    assert "=true" not in str(jobs.next_step)
+    (kueue,) = rights(KubernetesApi(stub.profile(tmp_path)), "lab", KUEUE_RIGHTS)
+    assert kueue.outcome == "ok"
+    stub.fail("POST", REVIEWS, status=201, body={"status": {"allowed": False}}, times=3)
+    (kueue,) = rights(KubernetesApi(stub.profile(tmp_path)), "lab", KUEUE_RIGHTS)
+    assert "charts/influence makes with kueue.enabled=true" in str(kueue.next_step)
+    stub.fail("GET", "^/api/v1/nodes$", status=403, body=status(403, "Forbidden", "no"))
+    assert "nodeViewer.enabled=true" in str(found(stub, tmp_path)["GPU nodes"].next_step)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ def test_each_setting_refuses_a_value_of_a_wrong_type(path: KeyPath) -> None:
         (("cluster", "namespace"), "a" * 64, "at most 63"),
         (("cluster", "image"), "a b", "must be an image reference"),
         (("cluster", "image"), "x\n", "must be an image reference"),
+        (("cluster", "image"), "registry.example.com/x@sha256:...", "must be an image reference"),
+        (("cluster", "image"), "registry.example.com/Team/x:1", "names have no capitals"),
         (("hardware", "memory"), "8 Gi", "must be a number of bytes with a unit"),
         (("hardware", "gpu_product"), "H200!", "must be a Kubernetes label value"),
         (("retry", "backoff_limit"), 2**31, "must be at most 2147483647"),

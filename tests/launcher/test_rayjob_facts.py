@@ -128,6 +128,11 @@ def test_pods_say_why_a_cluster_does_not_start() -> None:
     phase, reason = phase_of(status, head, no_node)
     assert phase is Phase.QUEUED
     assert "0/9 nodes; 1 of its pods hold their nodes meanwhile" in reason
+    no_claim = {**unschedulable, "message": '0/9 nodes: persistentvolumeclaim "nope" not found.'}
+    phase, reason = phase_of(
+        status, head, ray_pod(CLUSTER, phase="Pending", node=None, conditions=[no_claim])
+    )
+    assert (phase, '"nope" not found' in reason) == (Phase.STUCK, True)
     phase, reason = phase_of(status, head, ray_pod(CLUSTER, worker=True, phase="Pending"))
     assert (phase, "1 of its 2 pods run" in reason) == (Phase.QUEUED, True)
 
@@ -144,6 +149,7 @@ def test_a_cancelled_run_stops_until_its_pods_are_gone() -> None:
     assert leaves_a_question(status, NOW_S)
     assert phase_of(status, ray_pod(CLUSTER))[0] is Phase.STOPPING
     assert phase_of(status)[0] is Phase.CANCELLED
+    assert status.ended_by == "stopped: the run was cancelled"
     assert not leaves_a_question(status, NOW_S + 3600), "a list of old runs asks for no pods"
 
 
