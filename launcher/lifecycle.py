@@ -14,7 +14,7 @@ from influence import rundir
 from influence.rundir import RunDirError, RunPaths, RunSpec
 from launcher.errors import BackendError, ConflictError, NotFoundError, SpecError, UsageError
 from launcher.places import suggest
-from launcher.run_facts import facts_without_directory, read_facts
+from launcher.run_facts import facts_without_directory, read_facts, storage
 from launcher.rundir_errors import in_words, run_dir_errors
 from launcher.site import Site
 from launcher.states import BackendFacts, Phase, RunFacts, RunStatus, State, derive
@@ -44,6 +44,8 @@ class Plan:
     """The run as it is now; None when there is none."""
     run_dir: str | None
     """Its directory as this machine sees it; None where it does not."""
+    storage: str | None = None
+    """Where a cluster keeps that directory, in words; None on this machine."""
 
     @property
     def sentence(self) -> str:
@@ -78,10 +80,11 @@ def plan_submit(site: Site, run: RunSpec) -> Plan:
     for other in filter(None, existing):
         if other.spec_hash != run.spec_hash:
             raise _conflict(run.run, rundir.difference(other.spec, run.spec))
-    run_dir = None if paths is None else str(paths.root_dir)
+    run_dir = _seen_here(paths)
+    kept_in = None if site.local else storage(run)
     facts, run_facts = _observe(site, run.run, paths)
     if not any(existing) or run_facts is None:
-        return Plan(run=run, action=Action.CREATE, status=None, run_dir=run_dir)
+        return Plan(run=run, action=Action.CREATE, status=None, run_dir=run_dir, storage=kept_in)
     status = derive(facts, run_facts, now_s=time.time())
     if status.state is State.UNKNOWN:
         raise BackendError(
@@ -101,7 +104,7 @@ def plan_submit(site: Site, run: RunSpec) -> Plan:
         action = Action.RESTART
     else:
         action = Action.ADOPT
-    return Plan(run=run, action=action, status=status, run_dir=run_dir)
+    return Plan(run=run, action=action, status=status, run_dir=run_dir, storage=kept_in)
 
 
 def carry_out(site: Site, plan: Plan) -> bool:
@@ -201,20 +204,22 @@ def _observe(site: Site, run: str, paths: RunPaths | None) -> tuple[BackendFacts
             document = site.backend.document(run)
         except BackendError as error:  # it went away between the two questions
             facts = BackendFacts(backend=facts.backend, phase=Phase.UNREACHABLE, reason=str(error))
-    return facts, facts_without_directory(run, document, site.options, why=why)
+    return facts, facts_without_directory(run, document, site.options, run_dir=_seen_here(paths), why=why)
 
 
 def _facts_by_name(site: Site, name: str, facts: BackendFacts) -> RunFacts | None:
     """As `_observe`, for a run of a list: without another question to the backend."""
     try:
-        directory, why = _directory_facts(site, site.paths(name))
+        paths = site.paths(name)
+        directory, why = _directory_facts(site, paths)
     except RunDirError as error:
+        paths = None
         directory, why = RunFacts(run=name, run_dir=f"{site.root}/{name}", unreadable=in_words(error)), None
     if directory is not None and (site.local or directory.unreadable is None):
         return directory
     if site.local or facts.phase is Phase.ABSENT:
         return directory
-    return facts_without_directory(name, facts.document, site.options, why=why)
+    return facts_without_directory(name, facts.document, site.options, run_dir=_seen_here(paths), why=why)
 
 
 def _directory_facts(site: Site, paths: RunPaths | None) -> tuple[RunFacts | None, str | None]:
@@ -231,7 +236,7 @@ def _directory_facts(site: Site, paths: RunPaths | None) -> tuple[RunFacts | Non
             return None, f"run directories are not reachable in {site.root}: no such folder"
         if not paths.run_json.is_file():  # its pod has not started yet, or the folder is somebody else's
             return None, None
-        facts = read_facts(paths, site.options)
+        facts = read_facts(paths, site.options, local=False)
     except OSError as error:
         if site.local:
             raise
@@ -240,6 +245,10 @@ def _directory_facts(site: Site, paths: RunPaths | None) -> tuple[RunFacts | Non
         facts,
         None if facts.unreadable is None else f"its run directory is not reachable: {facts.unreadable}",
     )
+
+
+def _seen_here(paths: RunPaths | None) -> str | None:
+    return None if paths is None else str(paths.root_dir)
 
 
 def _directories(site: Site) -> list[str]:

@@ -118,6 +118,7 @@ def _plan_document(plan: Plan) -> dict[str, object]:
         "action": plan.action.value,
         "message": plan.sentence,
         "run_dir": plan.run_dir,
+        "storage": plan.storage,
         "spec_hash": plan.run.spec_hash,
         "wandb": plan.run.wandb,
     }
@@ -131,7 +132,7 @@ def _plan_lines(plan: Plan, request: RunRequest, site: Site) -> list[str]:
     verb = "would start it" if plan.action.starts else "would start nothing"
     return [
         f"{plan.sentence}; submit {verb}",
-        *([f"directory: {plan.run_dir}"] if plan.run_dir else []),
+        *([f"directory: {where}"] if (where := plan.run_dir or plan.storage) else []),
         f"spec hash: {plan.run.spec_hash}",
         f"see the spec: {spec}",
         "dry run: nothing was changed",
@@ -145,10 +146,10 @@ def _started_lines(plan: Plan, status: RunStatus, site: Site, *, started: bool) 
     elif plan.action.starts:
         lines.append("another submit started it at the same time")
     lines.append(f"state:     {status.state} ({status.reason})")
-    if status.run_dir:
-        lines.append(f"directory: {status.run_dir}")
+    if where := status.run_dir or status.storage:
+        lines.append(f"directory: {where}")
     if plan.action is Action.COMPLETE:
-        return [*lines, f"next:      {status.next_command}"]
+        return [*lines, f"next:      {status.advice}"]
     return [
         *lines,
         f"watch:     {site.suggest('status', status.run, '--watch')}",
