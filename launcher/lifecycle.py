@@ -13,11 +13,16 @@ from enum import StrEnum
 from influence import rundir
 from influence.rundir import RunDirError, RunPaths, RunSpec
 from launcher.errors import BackendError, ConflictError, NotFoundError, SpecError, UsageError
+from launcher.machine import enumerated
 from launcher.places import suggest
+from launcher.profiles import Profile, described_clusters, several_nodes_step
 from launcher.run_facts import facts_without_directory, read_facts, storage
 from launcher.rundir_errors import in_words, run_dir_errors
 from launcher.site import Site
 from launcher.states import BackendFacts, Phase, RunFacts, RunStatus, State, derive
+
+# Backends that execute a run as one pod.
+_ONE_POD = {"kubernetes": "a Job is one pod", "runai": "a training is one pod"}
 
 
 class Action(StrEnum):
@@ -135,20 +140,50 @@ def require_room(site: Site, run: RunSpec, request: Sequence[str]) -> None:
     refusal = site.backend.refusal(run)
     if refusal is None:
         return
-    elsewhere = suggest("render", *request, "--backend", "kubernetes")
+    several = run.spec["hardware"].get("nodes", 1) > 1
     on_a_cpu = site.suggest("submit", *request, "--overlay", "tiny-cpu")
-    fits = refusal.device == "cuda" and "tiny-cpu" not in run.spec["overlays"]
+    fits = refusal.device == "cuda" and "tiny-cpu" not in run.spec["overlays"] and not several
     if not site.local:
         next_step = f"{site.suggest('doctor', *request)} (looks at everything that a run needs there)"
+    elif several:
+        next_step = several_nodes_step()
     elif fits:
-        next_step = f"{on_a_cpu} (the same job, small, on a CPU), or `{elsewhere}` for a cluster's Job"
+        next_step = f"{on_a_cpu} (the same job, small, on a CPU), or {_on_a_cluster(request)}"
     else:
-        next_step = f"free or add it, or choose smaller settings with --set hardware...=..., or `{elsewhere}`"
+        next_step = (
+            "free or add it, or choose smaller settings with --set hardware...=..., or "
+            f"{_on_a_cluster(request)}"
+        )
     raise BackendError(
         f"preset '{run.spec['preset']}' cannot run on the backend '{site.backend.name}'",
-        why="it needs " + ", and ".join(refusal.lacking),
+        why=f"it needs {enumerated(refusal.lacking)}",
         next_step=next_step,
     )
+
+
+def require_nodes(profile: Profile, run: RunSpec) -> None:
+    """Refuse a run of several nodes on a cluster whose runs are one pod each; asks no server.
+
+    Raises:
+        SpecError: names the clusters that would take it.
+    """
+    nodes = run.spec["hardware"]["nodes"]
+    if nodes == 1 or profile.backend not in _ONE_POD:
+        return
+    raise SpecError(
+        f"hardware.nodes is {nodes}, and cluster '{profile.name}' is of the backend {profile.backend}, where "
+        f"{_ONE_POD[profile.backend]}",
+        next_step=several_nodes_step(),
+    )
+
+
+def _on_a_cluster(request: Sequence[str]) -> str:
+    """How the same run goes to a cluster, in words."""
+    clusters = described_clusters()
+    if clusters is None or not clusters.names:
+        return "describe a cluster in launcher.yaml, and choose it with --cluster"
+    others = f" (or {', '.join(clusters.names[1:])})" if clusters.names[1:] else ""
+    return f"`{suggest('submit', *request, '--cluster', clusters.names[0])}`{others}"
 
 
 def run_status(site: Site, run: str) -> RunStatus:
@@ -163,9 +198,20 @@ def run_status(site: Site, run: str) -> RunStatus:
         facts, run_facts = _observe(site, run, site.paths(run))
     if run_facts is None:
         raise NotFoundError(
-            f"no run '{run}' in {site}", next_step=f"{site.suggest('status')} (lists the runs there are)"
+            f"no run '{run}' in {site}",
+            why=elsewhere(site),
+            next_step=f"{site.suggest('status')} (lists the runs there are)",
         )
     return derive(facts, run_facts, now_s=time.time())
+
+
+def elsewhere(site: Site) -> str | None:
+    """Where a run may be that is not in this place, in words; None where no other place is described."""
+    clusters = described_clusters()
+    others = [name for name in (clusters.names if clusters else ()) if name != site.name]
+    if clusters is None or not others:
+        return None
+    return f"only there was looked; {clusters.source} describes more: --cluster {' | '.join(others)}"
 
 
 def run_statuses(site: Site) -> list[RunStatus]:
