@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,43 @@ def test_a_rule_that_a_cluster_breaks_names_its_line(tmp_path: Path, monkeypatch
     assert caught.value.what == (
         "launcher.yaml:5: clusters.lab.cluster.claim: must name a claim, since cluster.storage is claim"
     )
+
+
+def test_a_rule_that_a_cluster_s_setting_makes_is_told_at_that_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the default, which was right without it; but at a later layer that made it wrong."""
+    monkeypatch.chdir(tmp_path)
+    text = "clusters:\n  lab:\n    backend: kubernetes\n    cluster:\n      scheduler: kueue\n"
+    profile = lab(tmp_path, text)
+    rule = "must name a queue, since cluster.scheduler is kueue"
+    with pytest.raises(SpecError) as caught:
+        resolve_run("smoke", profile=profile)
+    assert caught.value.what == f"launcher.yaml:5: clusters.lab.cluster.scheduler: cluster.queue {rule}"
+    assert str(caught.value.next_step).startswith("repair clusters.lab in launcher.yaml;")
+    with pytest.raises(SpecError) as caught:
+        resolve_run("smoke", sets=["cluster.queue=null"], profile=profile)
+    assert caught.value.what == f"--set cluster.queue: {rule}"
+    assert caught.value.next_step == "launcher presets show base"
+    with pytest.raises(SpecError, match=r"^--set cluster\.scheduler: cluster\.queue must name a queue"):
+        resolve_run("smoke", sets=["cluster.scheduler=kueue"])
+
+
+def test_a_preset_is_shown_with_a_cluster_s_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "default_cluster: lab\nclusters: {lab: {backend: kubernetes, hardware: {cpus: 3, memory: 7Gi}}}\n"
+    written(tmp_path, text)
+
+    def shown(*words: str) -> dict[str, object]:
+        assert run_launcher(["presets", "show", "smoke", "--output", "json", *words]) == 0
+        hardware: dict[str, object] = json.loads(capsys.readouterr().out)["settings"]["hardware"]
+        return hardware
+
+    there = shown("--cluster", "lab", "--set", "hardware.memory=9Gi")
+    assert (there["cpus"], there["memory"]) == (3, "9Gi")
+    assert shown()["cpus"] != 3
 
 
 def test_a_profile_made_without_a_file_is_named_itself() -> None:
