@@ -45,6 +45,8 @@ class ObjectStatus(Protocol):
     @property
     def cancelled(self) -> bool: ...
     @property
+    def deleting(self) -> bool: ...
+    @property
     def kueue_queue(self) -> str | None: ...
     @property
     def ended(self) -> bool:
@@ -137,6 +139,12 @@ class Orders:
         """Whether the newest object has ended and nothing of any is left; False where one is under way."""
         status = self._reader.status(objects.newest.item)
         living = [pod for pod in objects.all_pods() if not pod.ended]
+        if status.deleting and not status.ended:
+            raise errors.ConflictError(
+                f"run '{objects.run}' cannot be started: its {self._reader.kind} is being deleted",
+                why=f"{living[0].where} has not ended" if living else "it is not gone yet",
+                next_step="submit again when it is gone",
+            )
         if status.cancelled and not status.ended:
             raise BackendError(
                 f"run '{objects.run}' is being cancelled",
@@ -235,6 +243,7 @@ class Orders:
         status = None if objects is None else self._reader.status(objects.newest.item)
         if objects is None or status is None or status.ended or status.cancelled:
             return self._reader.facts(run)
+        self._require_no_deletion(objects, "suspended")
         noted = {"metadata": {"annotations": {SUSPENDED_ANNOTATION: utc_now()}}}
         if status.kueue_queue is None:
             self._patch(objects, {**noted, "spec": {"suspend": True}})
@@ -256,6 +265,7 @@ class Orders:
             return self._reader.facts(run)
         if status.cancelled:
             raise BackendError(f"run '{run}' is cancelled and cannot be resumed", next_step="submit it again")
+        self._require_no_deletion(objects, "resumed")
         if status.suspended_by_us or (status.suspended and status.kueue_queue is None):
             noted = {"metadata": {"annotations": {SUSPENDED_ANNOTATION: None}}}
             if status.kueue_queue is None:
@@ -264,6 +274,13 @@ class Orders:
                 self._reader.workloads.set_active(status.uid, True)
                 self._patch(objects, noted)
         return self._reader.facts(run)
+
+    def _require_no_deletion(self, objects: RunObjects, order: str) -> None:
+        if self._reader.status(objects.newest.item).deleting:
+            raise BackendError(
+                f"run '{objects.run}' cannot be {order}: its {self._reader.kind} is being deleted",
+                next_step="submit the run again when it is gone",
+            )
 
     def _patch(self, objects: RunObjects, change: Object) -> None:
         self._api.patch(self._reader.path(objects.newest.name), change)

@@ -367,3 +367,12 @@ def test_a_job_or_pods_of_the_run_keep_a_rayjob_from_being_made(
     assert stub.count("POST", "") == 0
     item["status"]["phase"] = "Succeeded"
     assert backend.submit(run) is True
+
+
+def test_a_rayjob_that_is_being_deleted_is_not_adopted(backend: KuberayBackend, stub: KubernetesStub) -> None:
+    item = put(stub, deployment="Running", job="RUNNING")
+    item["metadata"]["deletionTimestamp"] = AT
+    assert backend.get(RUN).phase is backend.list()[RUN].phase is Phase.STOPPING
+    with pytest.raises(errors.ConflictError, match="is being deleted"):
+        backend.submit(two_node_run())
+    assert stub.count("POST", "") == 0

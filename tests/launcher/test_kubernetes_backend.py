@@ -164,6 +164,23 @@ def test_a_pod_whose_job_was_deleted_keeps_the_run_from_being_started_again(
     assert backend.submit(run) is True
 
 
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_job_that_is_being_deleted_is_not_adopted(
+    backend: KubernetesBackend, stub: KubernetesStub, suspended: bool
+) -> None:
+    item = put_job(stub, active=1, ready=1)
+    item["spec"]["suspend"] = suspended
+    item["metadata"] |= {"deletionTimestamp": "2026-02-21T11:30:00Z"}
+    assert backend.get(RUN).phase is backend.list()[RUN].phase is Phase.STOPPING
+    assert "being deleted" in backend.get(RUN).reason
+    with pytest.raises(errors.ConflictError, match="is being deleted"):
+        backend.submit(lab_run())
+    for order in (backend.suspend, backend.resume):
+        with pytest.raises(BackendError, match="is being deleted"):
+            order(RUN)
+    assert stub.count("POST", "") == stub.count("PATCH", "") == 0
+
+
 def test_a_run_that_is_there_as_a_rayjob_is_not_started_as_a_job_too(
     backend: KubernetesBackend, stub: KubernetesStub
 ) -> None:
