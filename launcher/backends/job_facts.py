@@ -39,6 +39,8 @@ class JobStatus:
     """``spec.suspend``: pods are stopped, or about to be."""
     suspended_by_us: bool
     cancelled: bool
+    deleting: bool
+    """Somebody deleted it, and it is there until its pods are gone (or a finalizer lets go)."""
     kueue_queue: str | None
     complete: bool
     failure: tuple[str, str] | None
@@ -71,6 +73,7 @@ class JobStatus:
             suspended=spec.get("suspend") is True,
             suspended_by_us=SUSPENDED_ANNOTATION in annotations,
             cancelled=CANCELLED_ANNOTATION in annotations,
+            deleting="deletionTimestamp" in metadata,
             kueue_queue=queue if isinstance(queue, str) else None,
             complete="Complete" in conditions,
             failure=conditions.get("Failed"),
@@ -111,7 +114,7 @@ def leaves_a_question(job: JobStatus) -> bool:
     """Whether the pods know something that a status line needs and the Job does not say."""
     if job.ended:
         return False
-    if job.num_terminating:
+    if job.num_terminating or job.deleting:
         return True
     return not job.suspended and (not job.num_active or job.num_ready < job.num_active)
 
@@ -137,6 +140,8 @@ def find(
     stuck = _lost(pods, now_s)
     if stuck is not None:
         return stuck
+    if job.deleting:
+        return Finding(Phase.STOPPING, "its Job is being deleted")
     if job.cancelled:
         return Finding(Phase.STOPPING, "cancelled; its pod is stopping")
     if job.complete or job.failure is not None or job.failing is not None:

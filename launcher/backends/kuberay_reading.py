@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,14 +16,20 @@ from launcher.backends.kueue import Workloads
 from launcher.backends.pod_facts import PodFacts, pod_facts
 from launcher.backends.rayjob_facts import RayJobStatus, find, grace_s, leaves_a_question
 from launcher.backends.run_document import document_of_pod
+from launcher.backends.run_pods import (
+    CLUSTER_LABEL,
+    facts_without_object,
+    list_pods,
+    living_pods,
+    without_object,
+)
 from launcher.errors import BackendError
 from launcher.kuberay_values import TEMPLATE, rayjob_values
 from launcher.kubernetes_values import RUN_LABEL
-from launcher.states import BackendFacts, Phase
+from launcher.states import BackendFacts
 
 NAME = "kuberay"
 API_VERSION = "ray.io/v1"
-CLUSTER_LABEL = "ray.io/cluster"
 NODE_TYPE_LABEL = "ray.io/node-type"
 _RANDOM_SUFFIX = 6  # of a Ray cluster's name after its RayJob's: a dash and five characters
 _T = TypeVar("_T")
@@ -115,16 +121,7 @@ class RayJobReader:
 
     def pods(self, run: str | None = None) -> list[RayPod]:
         """Pods of one run or of all, the oldest first. One question."""
-        selector = RUN_LABEL if run is None else f"{RUN_LABEL}={run}"
-        items = self.api.list(
-            api_path("v1", "pods", namespace=self.namespace), labelSelector=f"{selector},{CLUSTER_LABEL}"
-        )
-        found = []
-        for item in items.get("items") or []:
-            labels = item["metadata"].get("labels") or {}
-            is_head = labels.get(NODE_TYPE_LABEL) == "head"
-            found.append(RayPod(str(labels.get(CLUSTER_LABEL)), is_head, pod_facts(item)))
-        return sorted(found, key=lambda pod: pod.facts.order)
+        return _ray_pods(list_pods(self.api, self.namespace, run))
 
     def facts(self, run: str) -> BackendFacts:
         """Of one run: a question for its RayJobs, and others only where those leave some open.
@@ -135,8 +132,8 @@ class RayJobReader:
         """
         rayjobs = self.objects(run)
         if rayjobs is None:
-            reason = f"no RayJob of it in {self.namespace}"
-            return BackendFacts(backend=NAME, phase=Phase.ABSENT, reason=reason)
+            living = living_pods(list_pods(self.api, self.namespace, run, living=True))
+            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=time.time())
         status, now_s = RayJobStatus.of(rayjobs.newest.item), time.time()
         if leaves_a_question(status, now_s):
             rayjobs = RunRayJobs(run, rayjobs.generations, self.pods(run))
@@ -146,21 +143,29 @@ class RayJobReader:
         return self._facts(rayjobs, now_s, waits_for)
 
     def all_facts(self) -> dict[str, BackendFacts]:
-        """Of all runs: one question for the RayJobs, and at most one for the pods; raises as ``facts``."""
+        """Of all runs: one question for the RayJobs, and one for the pods; raises as ``facts``.
+
+        Runs of which only pods of a Ray cluster are left are among them.
+        """
         now_s = time.time()
         by_run = generations_by_run(self._list(RUN_LABEL))
         newest = {run: RayJobStatus.of(generations[-1].item) for run, generations in by_run.items()}
         by_rayjob: dict[str, list[RayPod]] = {}
-        if any(leaves_a_question(status, now_s) for status in newest.values()):
-            for pod in self.pods():
-                by_rayjob.setdefault(pod.rayjob, []).append(pod)
-        return {
+        questions = any(leaves_a_question(status, now_s) for status in newest.values())
+        pod_items = list_pods(self.api, self.namespace, living=not questions)
+        for pod in _ray_pods(pod_items) if questions else ():
+            by_rayjob.setdefault(pod.rayjob, []).append(pod)
+        found = {
             run: self._facts(
                 RunRayJobs(run, generations, [p for g in generations for p in by_rayjob.get(g.name, ())]),
                 now_s,
             )
             for run, generations in by_run.items()
         }
+        for run, items in without_object(pod_items, known=by_run, of_ray=True).items():
+            if living := living_pods(items):
+                found[run] = facts_without_object(NAME, self.kind, self.namespace, living, now_s=now_s)
+        return found
 
     def _facts(self, rayjobs: RunRayJobs, now_s: float, waits_for: str | None = None) -> BackendFacts:
         """The newest RayJob speaks for the run."""
@@ -199,6 +204,17 @@ class RayJobReader:
             )
             missing.status, missing.reason = error.status, error.reason
             raise missing from None
+
+
+def _ray_pods(items: Iterable[Mapping[str, Any]]) -> list[RayPod]:
+    """The pods of Ray clusters, the oldest first."""
+    found = []
+    for item in items:
+        labels = item["metadata"].get("labels") or {}
+        if CLUSTER_LABEL in labels:
+            is_head = labels.get(NODE_TYPE_LABEL) == "head"
+            found.append(RayPod(str(labels[CLUSTER_LABEL]), is_head, pod_facts(item)))
+    return sorted(found, key=lambda pod: pod.facts.order)
 
 
 def _num_attempts(status: RayJobStatus) -> int:

@@ -13,12 +13,15 @@ from typing import Any, Protocol, TypeVar
 
 from influence.rundir import ConflictError, RunSpec, difference
 from influence.rundir.clock import utc_now
+from launcher import errors
 from launcher.backends.generations import Generation, generations_by_run, object_name
 from launcher.backends.job_facts import CANCELLED_ANNOTATION, SUSPENDED_ANNOTATION
 from launcher.backends.kubernetes_api import KubernetesApi, Object
 from launcher.backends.kubernetes_errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnanswered
 from launcher.backends.kueue import Workloads
+from launcher.backends.other_kinds import of_another_kind
 from launcher.backends.pod_facts import PodFacts
+from launcher.backends.run_pods import list_pods, living_pods
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL
 from launcher.states import BackendFacts, Phase
@@ -41,6 +44,8 @@ class ObjectStatus(Protocol):
     def suspended_by_us(self) -> bool: ...
     @property
     def cancelled(self) -> bool: ...
+    @property
+    def deleting(self) -> bool: ...
     @property
     def kueue_queue(self) -> str | None: ...
     @property
@@ -114,6 +119,8 @@ class Orders:
                 if not self._may_start_again(objects):
                     return False
                 number = objects.newest.number + 1
+            self._require_nothing_left(run.run)
+            self._require_no_other_kind(run.run)
             created = self._create(run, object_name(run.run, number))
             if created is not None:
                 return created
@@ -132,6 +139,12 @@ class Orders:
         """Whether the newest object has ended and nothing of any is left; False where one is under way."""
         status = self._reader.status(objects.newest.item)
         living = [pod for pod in objects.all_pods() if not pod.ended]
+        if status.deleting and not status.ended:
+            raise errors.ConflictError(
+                f"run '{objects.run}' cannot be started: its {self._reader.kind} is being deleted",
+                why=f"{living[0].where} has not ended" if living else "it is not gone yet",
+                next_step="submit again when it is gone",
+            )
         if status.cancelled and not status.ended:
             raise BackendError(
                 f"run '{objects.run}' is being cancelled",
@@ -149,6 +162,32 @@ class Orders:
                 next_step="submit again when it is gone",
             )
         return True
+
+    def _require_nothing_left(self, run: str) -> None:
+        """Refuse while a pod of the run lives, whatever made it: its object may have been deleted."""
+        living = living_pods(list_pods(self._api, self._reader.namespace, run, living=True))
+        if not living:
+            return
+        stopping = living[0].facts.delete_by is not None
+        raise errors.ConflictError(
+            f"run '{run}' cannot be started: {living[0].words}",
+            why="two pods of one run would write the same directory",
+            next_step="submit again when it is gone"
+            if stopping
+            else "use the backend that started it; or let it end, or have it deleted, then submit again: "
+            f"kubectl delete pod -n {self._reader.namespace} {living[0].facts.name}",
+        )
+
+    def _require_no_other_kind(self, run: str) -> None:
+        other = of_another_kind(self._api, self._reader.namespace, run, self._reader.kind)
+        if other is None:
+            return
+        there, backend = other
+        raise errors.ConflictError(
+            f"run '{run}' cannot be started as a {self._reader.kind}: it is there as {there}",
+            why="two pods of one run would write the same directory",
+            next_step=f"use --backend {backend} for it, or give this one another name (--name or --suffix)",
+        )
 
     def _create(self, run: RunSpec, name: str) -> bool | None:
         """Whether this call created the object; None where the name was taken meanwhile, so look again."""
@@ -204,6 +243,7 @@ class Orders:
         status = None if objects is None else self._reader.status(objects.newest.item)
         if objects is None or status is None or status.ended or status.cancelled:
             return self._reader.facts(run)
+        self._require_no_deletion(objects, "suspended")
         noted = {"metadata": {"annotations": {SUSPENDED_ANNOTATION: utc_now()}}}
         if status.kueue_queue is None:
             self._patch(objects, {**noted, "spec": {"suspend": True}})
@@ -225,6 +265,7 @@ class Orders:
             return self._reader.facts(run)
         if status.cancelled:
             raise BackendError(f"run '{run}' is cancelled and cannot be resumed", next_step="submit it again")
+        self._require_no_deletion(objects, "resumed")
         if status.suspended_by_us or (status.suspended and status.kueue_queue is None):
             noted = {"metadata": {"annotations": {SUSPENDED_ANNOTATION: None}}}
             if status.kueue_queue is None:
@@ -233,6 +274,13 @@ class Orders:
                 self._reader.workloads.set_active(status.uid, True)
                 self._patch(objects, noted)
         return self._reader.facts(run)
+
+    def _require_no_deletion(self, objects: RunObjects, order: str) -> None:
+        if self._reader.status(objects.newest.item).deleting:
+            raise BackendError(
+                f"run '{objects.run}' cannot be {order}: its {self._reader.kind} is being deleted",
+                next_step="submit the run again when it is gone",
+            )
 
     def _patch(self, objects: RunObjects, change: Object) -> None:
         self._api.patch(self._reader.path(objects.newest.name), change)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -17,9 +17,10 @@ from launcher.backends.kueue import Workloads
 from launcher.backends.pod_facts import PodFacts, pod_facts
 from launcher.backends.pod_obstacles import Finding
 from launcher.backends.run_document import document_of_pod
+from launcher.backends.run_pods import facts_without_object, list_pods, living_pods, without_object
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL, TEMPLATE, job_values
-from launcher.states import BackendFacts, Phase
+from launcher.states import BackendFacts
 
 NAME = "kubernetes"
 
@@ -93,16 +94,7 @@ class JobReader:
 
     def pods(self, run: str | None = None) -> dict[str, list[PodFacts]]:
         """Pods of one run or of all, by the UID of their Job, the oldest first. One question."""
-        selector = RUN_LABEL if run is None else f"{RUN_LABEL}={run}"
-        path = api_path("v1", "pods", namespace=self.namespace)
-        found: dict[str, list[PodFacts]] = {}
-        for item in self.api.list(path, labelSelector=selector).get("items") or []:
-            for owner in (item.get("metadata") or {}).get("ownerReferences") or []:
-                if owner.get("kind") == "Job":
-                    found.setdefault(str(owner.get("uid")), []).append(pod_facts(item))
-        for pods in found.values():
-            pods.sort(key=lambda pod: pod.order)
-        return found
+        return _by_job(list_pods(self.api, self.namespace, run))
 
     def facts(self, run: str) -> BackendFacts:
         """Of one run: a question for its Jobs, and others only where those leave some open.
@@ -112,30 +104,36 @@ class JobReader:
         """
         jobs = self.objects(run)
         if jobs is None:
-            return BackendFacts(backend=NAME, phase=Phase.ABSENT, reason=f"no Job of it in {self.namespace}")
+            living = living_pods(list_pods(self.api, self.namespace, run, living=True))
+            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=time.time())
         status = JobStatus.of(jobs.newest.item)
         if leaves_a_question(status) or status.failure is not None:
             jobs = RunJobs(run, jobs.generations, self.pods(run))
         return _Digest.of(jobs.generations).facts(self._finding(status, jobs), jobs.pods)
 
     def all_facts(self) -> dict[str, BackendFacts]:
-        """Of all runs: one question for the Jobs, and at most one for the pods and one for events.
+        """Of all runs: one question for the Jobs, one for the pods, and at most one for events.
 
-        Events are asked for where a Job has no pod at all: a list then says why, as ``facts`` does. Raises as
-        that.
+        Pods that have ended are left out where no Job leaves a question. Runs of which only pods are left are
+        among them. Events are asked for where a Job has no pod at all: a list then says why, as ``facts``
+        does. Raises as that.
+        """
         """
         items = self.api.list(self.path(), labelSelector=RUN_LABEL).get("items") or []
         digests = {run: _Digest.of(generations) for run, generations in generations_by_run(items).items()}
         del items  # hundreds of Jobs and their pods need not be in memory together
-        pods = self.pods() if any(leaves_a_question(each.status) for each in digests.values()) else {}
+        questions = any(leaves_a_question(each.status) for each in digests.values())
+        pod_items = list_pods(self.api, self.namespace, living=not questions)
+        pods, now_s = _by_job(pod_items) if questions else {}, time.time()
         refused = self._failed_creates() if any(each.status.lacks_a_pod for each in digests.values()) else {}
-        now_s = time.time()
         found = {}
         for run, each in digests.items():
             own_pods = pods.get(each.status.uid, ())
             because = _refusal_since(own_pods, refused.get(each.status.uid, ()))
-            finding = find(each.status, own_pods, now_s=now_s, no_pod_because=because)
-            found[run] = each.facts(finding, pods)
+            found[run] = each.facts(find(each.status, own_pods, now_s=now_s, no_pod_because=because), pods)
+        for run, items in without_object(pod_items, known=digests, of_ray=False).items():
+            if living := living_pods(items):
+                found[run] = facts_without_object(NAME, self.kind, self.namespace, living, now_s=now_s)
         return found
 
     def _finding(self, status: JobStatus, jobs: RunJobs) -> Finding:
@@ -233,6 +231,18 @@ def event_time(event: Mapping[str, Any]) -> str:
         (event.get("metadata") or {}).get("creationTimestamp"),
     )
     return str(next(filter(None, times), ""))
+
+
+def _by_job(pods: Iterable[Mapping[str, Any]]) -> dict[str, list[PodFacts]]:
+    """By the UID of their Job, the oldest first."""
+    found: dict[str, list[PodFacts]] = {}
+    for item in pods:
+        for owner in (item.get("metadata") or {}).get("ownerReferences") or []:
+            if owner.get("kind") == "Job":
+                found.setdefault(str(owner.get("uid")), []).append(pod_facts(item))
+    for each in found.values():
+        each.sort(key=lambda pod: pod.order)
+    return found
 
 
 def _uid(item: Mapping[str, Any]) -> str:

@@ -45,6 +45,8 @@ class RayJobStatus:
     """``spec.suspend``: its Ray cluster is taken down, or about to be."""
     suspended_by_us: bool
     cancelled: bool
+    deleting: bool
+    """Somebody deleted it, and its finalizer holds it until its Ray cluster is gone."""
     kueue_queue: str | None
     seen: bool
     """Whether the operator has written any status."""
@@ -76,6 +78,7 @@ class RayJobStatus:
             suspended=spec.get("suspend") is True,
             suspended_by_us=SUSPENDED_ANNOTATION in annotations,
             cancelled=CANCELLED_ANNOTATION in annotations,
+            deleting="deletionTimestamp" in metadata,
             kueue_queue=queue if isinstance(queue, str) else None,
             seen=bool(_text(status, "jobDeploymentStatus") or status.get("startTime")),
             deployment=_text(status, "jobDeploymentStatus"),
@@ -157,7 +160,7 @@ def leaves_a_question(job: RayJobStatus, now_s: float) -> bool:
     if job.ended:
         ended_s = age_s(job.ended_at, now_s)
         return job.cancelled and ended_s is not None and ended_s < job.grace_s + _CLOSING_S
-    return job.deployment in ("Initializing", "Running", "Suspending", "Retrying")
+    return job.deleting or job.deployment in ("Initializing", "Running", "Suspending", "Retrying")
 
 
 def find(
@@ -187,6 +190,8 @@ def find(
             stopping = Finding(Phase.STOPPING, "cancelled; its pods are stopping")
             return stopping if living else Finding(Phase.CANCELLED, "cancelled")
         return _ended(job)
+    if job.deleting:
+        return Finding(Phase.STOPPING, "its RayJob is being deleted")
     if job.cancelled:
         return Finding(Phase.STOPPING, "cancelled; KubeRay is about to end it")
     if job.deployment in ("", "Suspended"):

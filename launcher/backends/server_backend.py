@@ -38,7 +38,7 @@ class ServerBackend:
         try:
             reader.api.get(reader.path(run))
         except ApiNotFound:
-            return None
+            return reader.facts(run).document  # of a pod that is left, if there is one
         raise BackendError(
             f"the name '{run}' is taken in namespace '{reader.namespace}' by a {reader.kind} that is no run",
             next_step="choose another --name or --suffix",

@@ -16,6 +16,7 @@ import pytest
 
 from influence.rundir import ConflictError, RunSpec
 from influence.rundir.exits import Verdict
+from launcher import errors
 from launcher.backends.kubernetes import KubernetesBackend
 from launcher.backends.kubernetes_api import KubernetesApi
 from launcher.errors import BackendError
@@ -235,6 +236,32 @@ def test_two_submits_of_a_run_that_failed_make_one_next_generation(bench: Bench,
     phase_of(backend, Phase.EXECUTING)
     first, second = backend.history(GPU_RUN)
     assert (first.number, first.exit_code, second.number, second.exit_code) == (1, 78, 2, None)
+
+
+@pytest.mark.parametrize("propagation", ["Background", "Orphan", "Foreground"])
+def test_no_second_pod_beside_that_of_a_job_that_was_deleted(
+    bench: Bench, prepared: Namespace, propagation: str
+) -> None:
+    backend = backend_of(bench, prepared, "trap '' TERM; echo up; while :; do sleep 0.05; done")
+    run = run_in(prepared, "retry.grace_period_s=20")
+    backend.submit(run)
+    pod = prepared.running_pod(GPU_RUN)["metadata"]["name"]
+    prepared.api.delete(f"{prepared.batch}/jobs/{GPU_RUN}", propagationPolicy=propagation)
+    if propagation != "Foreground":
+        until(lambda: not prepared.api.items(f"{prepared.batch}/jobs"), "the Job gone")
+    facts = phase_of(backend, Phase.EXECUTING if propagation == "Orphan" else Phase.STOPPING)
+    assert facts.document == run
+    if propagation == "Foreground":
+        assert "being deleted" in facts.reason
+    else:
+        assert f"no Job of it is in {prepared.name}, but pod {pod}" in facts.reason
+    with pytest.raises(errors.ConflictError):
+        backend.submit(run)
+    assert [each["metadata"]["name"] for each in prepared.pods(f"infl/run={GPU_RUN}")] == [pod]
+    prepared.api.delete(f"{prepared.core}/pods/{pod}", gracePeriodSeconds="0")
+    phase_of(backend, Phase.ABSENT)
+    assert backend.submit(run) is True
+    prepared.running_pod(GPU_RUN)
 
 
 def test_what_no_node_can_run_waits_with_the_schedulers_words(bench: Bench, prepared: Namespace) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from influence.rundir import ConflictError
 from influence.rundir.exits import Verdict
+from launcher import errors
 from launcher.backends import kubernetes_api, kubernetes_orders, pod_log
 from launcher.backends.kuberay import KuberayBackend
 from launcher.backends.kuberay_checks import checks
@@ -28,7 +29,7 @@ from tests.launcher.kuberay_objects import (
     rayjob,
     two_node_run,
 )
-from tests.launcher.kubernetes_objects import EVENTS, PODS
+from tests.launcher.kubernetes_objects import EVENTS, JOBS, PODS
 from tests.launcher.kubernetes_stub import KubernetesStub, running_stub, status
 
 CLUSTER = f"{RUN}-x7k2p"
@@ -75,7 +76,7 @@ def patches(stub: KubernetesStub) -> list[Any]:
 def test_a_new_run_is_one_rayjob(backend: KuberayBackend, stub: KubernetesStub) -> None:
     run = two_node_run()
     assert backend.submit(run) is True
-    assert asked(stub) == ["GET rayjobs", "POST rayjobs"]
+    assert asked(stub) == ["GET rayjobs", "GET pods", "GET jobs", "POST rayjobs"]
     assert backend.document(RUN) == run
     assert backend.submit(run) is False
     assert stub.count("POST", "/rayjobs$") == 1
@@ -138,7 +139,7 @@ def test_a_server_that_is_away_is_unreachable(backend: KuberayBackend, stub: Kub
 def test_a_list_is_at_most_two_questions(backend: KuberayBackend, stub: KubernetesStub) -> None:
     put(stub, deployment="Complete", job="SUCCEEDED", endTime=AT)
     assert {run: facts.phase for run, facts in backend.list().items()} == {RUN: Phase.COMPLETED}
-    assert asked(stub) == ["GET rayjobs"]
+    assert asked(stub) == ["GET rayjobs", "GET pods"]
     stub.requests.clear()
     for number in range(3):
         other = two_node_run(f"training.seed={number}")
@@ -357,3 +358,30 @@ def test_one_node_is_too_few_for_two(site: KubernetesStub, tmp_path: Path) -> No
     site.remove("/api/v1/nodes/gpu-1")
     check = found(site, tmp_path)["GPU nodes"]
     assert (check.outcome, "only 1 that takes pods has 8 GPUs" in check.detail) == ("failed", True)
+
+
+def test_a_job_or_pods_of_the_run_keep_a_rayjob_from_being_made(
+    backend: KuberayBackend, stub: KubernetesStub
+) -> None:
+    run = two_node_run()
+    there = stub.put(f"{JOBS}/{RUN}", rayjob(run) | {"kind": "Job", "status": {"active": 1, "ready": 1}})
+    with pytest.raises(errors.ConflictError, match=f"it is there as Job lab/{RUN}"):
+        backend.submit(run)
+    there["status"] = {"failed": 1, "conditions": [{"type": "Failed", "status": "True"}]}
+    item = stub.put(f"{PODS}/head", ray_pod(f"{RUN}-abcde"))
+    assert backend.get(RUN).phase is Phase.EXECUTING
+    assert backend.list()[RUN].phase is Phase.EXECUTING
+    with pytest.raises(errors.ConflictError, match="cannot be started: pod "):
+        backend.submit(run)
+    assert stub.count("POST", "") == 0
+    item["status"]["phase"] = "Succeeded"
+    assert backend.submit(run) is True
+
+
+def test_a_rayjob_that_is_being_deleted_is_not_adopted(backend: KuberayBackend, stub: KubernetesStub) -> None:
+    item = put(stub, deployment="Running", job="RUNNING")
+    item["metadata"]["deletionTimestamp"] = AT
+    assert backend.get(RUN).phase is backend.list()[RUN].phase is Phase.STOPPING
+    with pytest.raises(errors.ConflictError, match="is being deleted"):
+        backend.submit(two_node_run())
+    assert stub.count("POST", "") == 0

@@ -12,6 +12,7 @@ import pytest
 
 from influence.rundir import ConflictError, RunPaths, claim_attempt, create_run
 from influence.rundir.exits import Verdict
+from launcher import errors
 from launcher.backends import kubernetes_api, pod_log
 from launcher.backends.kubernetes import KubernetesBackend
 from launcher.backends.kubernetes_api import MAX_TRIES
@@ -61,10 +62,10 @@ FAILED = {"failed": 5, "conditions": [condition("Failed", "BackoffLimitExceeded"
 # -- submit
 
 
-def test_a_new_run_is_one_question_and_one_job(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+def test_a_new_run_is_three_questions_and_one_job(backend: KubernetesBackend, stub: KubernetesStub) -> None:
     run = lab_run()
     assert backend.submit(run) is True
-    assert asked(stub) == ["GET jobs", "POST jobs"]
+    assert asked(stub) == ["GET jobs", "GET pods", "GET rayjobs", "POST jobs"]
     assert backend.document(RUN) == run
     assert backend.submit(run) is False
     assert stub.count("POST", "/jobs$") == 1
@@ -135,6 +136,73 @@ def test_no_generation_begins_while_a_pod_of_an_earlier_one_is_left(
     assert stub.count("POST", "") == 0
 
 
+@pytest.mark.parametrize("owned", [True, False])
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_pod_whose_job_was_deleted_keeps_the_run_from_being_started_again(
+    backend: KubernetesBackend, stub: KubernetesStub, owned: bool, deleted: bool
+) -> None:
+    run = lab_run()
+    item = pod("left-over", job_uid="gone")
+    item["spec"] = job(run)["spec"]["template"]["spec"] | {"nodeName": "gpu-3"}
+    item["metadata"]["ownerReferences"][0]["name"] = RUN
+    if not owned:
+        del item["metadata"]["ownerReferences"]
+    if deleted:
+        item["metadata"]["deletionTimestamp"] = "2036-02-21T11:30:00Z"
+    stub.put(f"{PODS}/left-over", item)
+    facts = backend.get(RUN)
+    assert facts.phase is (Phase.STOPPING if deleted else Phase.EXECUTING)
+    assert "no Job of it is in lab, but pod left-over on node gpu-3" in facts.reason
+    assert (f"made by Job {RUN}" in facts.reason) is owned
+    assert facts.document == backend.document(RUN) == run
+    assert backend.list()[RUN] == facts
+    with pytest.raises(errors.ConflictError, match="cannot be started: pod left-over"):
+        backend.submit(run)
+    assert stub.count("POST", "") == 0
+    item["status"]["phase"] = "Failed"
+    assert backend.get(RUN).phase is Phase.ABSENT
+    assert backend.submit(run) is True
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_job_that_is_being_deleted_is_not_adopted(
+    backend: KubernetesBackend, stub: KubernetesStub, suspended: bool
+) -> None:
+    item = put_job(stub, active=1, ready=1)
+    item["spec"]["suspend"] = suspended
+    item["metadata"] |= {"deletionTimestamp": "2026-02-21T11:30:00Z"}
+    assert backend.get(RUN).phase is backend.list()[RUN].phase is Phase.STOPPING
+    assert "being deleted" in backend.get(RUN).reason
+    with pytest.raises(errors.ConflictError, match="is being deleted"):
+        backend.submit(lab_run())
+    for order in (backend.suspend, backend.resume):
+        with pytest.raises(BackendError, match="is being deleted"):
+            order(RUN)
+    assert stub.count("POST", "") == stub.count("PATCH", "") == 0
+
+
+def test_a_run_that_is_there_as_a_rayjob_is_not_started_as_a_job_too(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    path = f"/apis/ray.io/v1/namespaces/lab/rayjobs/{RUN}"
+    item = job(lab_run()) | {"kind": "RayJob", "status": {"jobDeploymentStatus": "Running"}}
+    stub.put(path, item)
+    with pytest.raises(errors.ConflictError, match=f"it is there as RayJob lab/{RUN}") as caught:
+        backend.submit(lab_run())
+    assert "--backend kuberay" in str(caught.value.next_step)
+    assert stub.count("POST", "") == 0
+    item["status"]["jobDeploymentStatus"] = "Failed"
+    assert backend.submit(lab_run()) is True
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_a_cluster_that_tells_of_no_rayjobs_runs_jobs(
+    backend: KubernetesBackend, stub: KubernetesStub, code: int
+) -> None:
+    stub.fail("GET", "/rayjobs$", status=code, body=status(code, "", "no"))
+    assert backend.submit(lab_run()) is True
+
+
 def test_a_run_that_is_being_cancelled_is_not_started_again(
     backend: KubernetesBackend, stub: KubernetesStub
 ) -> None:
@@ -176,7 +244,7 @@ def test_what_a_job_cannot_do_is_refused_without_a_question(
 
 def test_a_run_that_is_not_there_is_absent(backend: KubernetesBackend, stub: KubernetesStub) -> None:
     assert backend.get(RUN).phase is Phase.ABSENT
-    assert asked(stub) == ["GET jobs"]
+    assert asked(stub) == ["GET jobs", "GET pods"]
 
 
 def test_a_running_job_is_one_question(backend: KubernetesBackend, stub: KubernetesStub) -> None:
@@ -188,7 +256,7 @@ def test_a_running_job_is_one_question(backend: KubernetesBackend, stub: Kuberne
     assert asked(stub) == ["GET jobs"]
 
 
-def test_all_runs_are_one_question_or_two(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+def test_all_runs_are_two_questions(backend: KubernetesBackend, stub: KubernetesStub) -> None:
     for number in range(20):
         item = job(lab_run(), uid=f"j{number}", active=1, ready=1)
         item["metadata"]["labels"]["infl/run"] = f"infl-{number}"
@@ -198,7 +266,7 @@ def test_all_runs_are_one_question_or_two(backend: KubernetesBackend, stub: Kube
     stub.put(f"{JOBS}/{RUN}", submitter)
     assert {facts.phase for facts in backend.list().values()} == {Phase.EXECUTING}
     assert len(backend.list()) == 20
-    assert asked(stub) == ["GET jobs"] * 2
+    assert asked(stub) == ["GET jobs", "GET pods"] * 2
     stub.requests.clear()
     stub.objects[f"{JOBS}/infl-3"]["status"] = {"active": 1, "ready": 0}
     assert backend.list()["infl-3"].phase is Phase.QUEUED

@@ -1,0 +1,134 @@
+"""Pods of runs that have not ended, whatever made them.
+
+An object that somebody deleted leaves its pods behind, for their grace period or for good, and a run's
+directory takes one pod at a time: so these count even where no object of the run is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from influence.rundir import RunSpec
+from launcher.backends.job_facts import LOST_NODE_STEP, Finding
+from launcher.backends.kubernetes_api import KubernetesApi, Object
+from launcher.backends.kubernetes_errors import api_path
+from launcher.backends.pod_facts import PodFacts, pod_facts
+from launcher.backends.run_document import document_of_pod
+from launcher.errors import BackendError
+from launcher.kubernetes_values import RUN_LABEL
+from launcher.states import BackendFacts, Phase
+
+CLUSTER_LABEL = "ray.io/cluster"
+"""Of the pods of a Ray cluster."""
+_LIVING = "status.phase!=Succeeded,status.phase!=Failed"
+
+
+@dataclass(frozen=True, slots=True)
+class LivingPod:
+    """A pod that has not ended."""
+
+    facts: PodFacts
+    maker: str | None
+    """What made it, in words: ``Job infl-smoke-0221``; it may be gone. None where nothing claims the pod."""
+    document: RunSpec | None
+
+    @property
+    def words(self) -> str:
+        made = f", made by {self.maker}," if self.maker else ""
+        return f"{self.facts.where}{made} {'is still stopping' if self.facts.delete_by else 'goes on'}"
+
+
+def list_pods(
+    api: KubernetesApi, namespace: str, run: str | None = None, *, living: bool = False
+) -> list[Object]:
+    """The pods of one run or of all, as the API has them. One question.
+
+    Args:
+        living: leave out those that have ended.
+    """
+    selectors = {"labelSelector": RUN_LABEL if run is None else f"{RUN_LABEL}={run}"}
+    if living:
+        selectors["fieldSelector"] = _LIVING
+    found: list[Object] = (
+        api.list(api_path("v1", "pods", namespace=namespace), **selectors).get("items") or []
+    )
+    return found
+
+
+def living_pods(items: Iterable[Mapping[str, Any]]) -> list[LivingPod]:
+    """Those that have not ended, the oldest first."""
+    found = [_living_pod(item) for item in items if not pod_facts(item).ended]
+    return sorted(found, key=lambda pod: pod.facts.order)
+
+
+def without_object(
+    items: Iterable[Mapping[str, Any]], *, known: Container[str], of_ray: bool
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The pods of runs that are not ``known``, by run: those of Ray clusters, or the others."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        labels = (item.get("metadata") or {}).get("labels") or {}
+        run = labels.get(RUN_LABEL)
+        if isinstance(run, str) and run not in known and (CLUSTER_LABEL in labels) is of_ray:
+            found.setdefault(run, []).append(item)
+    return found
+
+
+def facts_without_object(
+    backend: str, kind: str, namespace: str, pods: Sequence[LivingPod], *, now_s: float
+) -> BackendFacts:
+    """Of a run that no object of the backend's kind stands for.
+
+    Args:
+        kind: of object: ``Job``.
+        pods: the run's that have not ended.
+        now_s: Unix time in seconds.
+    """
+    finding = _finding(kind, namespace, pods, now_s)
+    return BackendFacts(
+        backend=backend,
+        phase=finding.phase,
+        reason=finding.reason,
+        next_step=finding.next_step,
+        started_at=pods[0].facts.created_at if pods else None,
+        num_attempts=len(pods) or None,
+        document=next((pod.document for pod in pods if pod.document is not None), None),
+    )
+
+
+def _finding(kind: str, namespace: str, pods: Sequence[LivingPod], now_s: float) -> Finding:
+    missing = f"no {kind} of it is in {namespace}"
+    if not pods:
+        return Finding(Phase.ABSENT, missing)
+    for pod in pods:
+        if pod.facts.deletion_overdue(now_s):
+            why = f"{pod.facts.where} should have been gone since {pod.facts.delete_by}"
+            return Finding(
+                Phase.STUCK, f"{missing}, but {why}, and its node does not say it is", LOST_NODE_STEP
+            )
+    staying = [pod for pod in pods if pod.facts.delete_by is None]
+    if not staying:
+        return Finding(Phase.STOPPING, f"{missing}, but {pods[-1].words}")
+    last = staying[-1]
+    return Finding(
+        Phase.EXECUTING,
+        f"{missing}, but {last.words}",
+        f"use the backend of {last.maker}, or let the pod end; nothing starts it again"
+        if last.maker
+        else f"let it end, or have it deleted: kubectl delete pod -n {namespace} {last.facts.name}; "
+        "nothing starts it again",
+    )
+
+
+def _living_pod(item: Mapping[str, Any]) -> LivingPod:
+    metadata = item.get("metadata") or {}
+    owners = metadata.get("ownerReferences") or []
+    owner = next((each for each in owners if each.get("controller")), None)
+    facts = pod_facts(item)
+    try:
+        document = document_of_pod(item.get("spec") or {}, where=facts.where)
+    except BackendError:
+        document = None
+    return LivingPod(facts, None if owner is None else f"{owner.get('kind')} {owner.get('name')}", document)
