@@ -123,13 +123,60 @@ def test_an_object_that_is_not_acceptable_names_its_fields(api: KubernetesApi, s
 
 
 def test_a_proxys_page_is_no_answer(api: KubernetesApi, stub: KubernetesStub) -> None:
-    stub.fail("GET", "/jobs$", status=200, body="<html>please log in</html>")
-    with pytest.raises(BackendError, match="no JSON object"):
+    stub.fail("GET", "/jobs$", status=200, body="<html>please log in</html>", times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered, match="no answer of the Kubernetes API: no JSON"):
         api.list(JOBS)
     stub.fail("GET", "/jobs$", status=403, body="<html>please log in</html>")
     with pytest.raises(ApiForbidden) as caught:
         api.list(JOBS)
     assert "<html>" not in told(caught.value)
+
+
+LISTED = '{"kind": "JobList", "metadata": {"resourceVersion": "1"}, "items": %s}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}", "[1]", "NaN", "null", '{"items": []}', LISTED % '"abc"', LISTED % "[1]", LISTED % "[{}]",
+        LISTED % '[{"metadata": 5}]', LISTED % "{}", '{"kind": "JobList", "items": []}',
+        '{"kind": "JobList", "metadata": {}, "items": []}', LISTED % ("[" * 60_000),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_says_nothing_of_what_is_there(
+    api: KubernetesApi, stub: KubernetesStub, body: str
+) -> None:
+    stub.fail("GET", "/jobs$", status=200, body=body, times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered, match="no answer of the Kubernetes API"):
+        api.list(JOBS)
+    stub.fail("GET", "/jobs$", status=200, body=body)
+    assert api.list(JOBS)["items"] == []  # the next answer is one
+
+
+def test_an_empty_list_may_be_null(api: KubernetesApi, stub: KubernetesStub) -> None:
+    stub.fail("GET", "/jobs$", status=200, body=LISTED % "null")
+    assert api.list(JOBS)["items"] == []
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", "[]", '{"kind": "Pod", "metadata": {}}', '{"kind": 5}', '{"kind": "Job"}', '{"kind": ""}']
+)
+def test_an_object_is_of_the_kind_that_was_asked_for(
+    api: KubernetesApi, stub: KubernetesStub, body: str
+) -> None:
+    stub.put(f"{JOBS}/b", {})
+    stub.fail("GET", "/jobs/b$", status=200, body=body, times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered):
+        api.get(f"{JOBS}/b")
+    stub.fail("PATCH", "/jobs/b$", status=200, body=body, times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered):
+        api.patch(f"{JOBS}/b", {"spec": {"suspend": True}})
+
+
+def test_an_order_with_an_answer_that_is_none_is_looked_for(api: KubernetesApi, stub: KubernetesStub) -> None:
+    stub.fail("POST", "/jobs$", status=200, body="{}", carried_out=True)
+    assert api.create(JOBS, JOB)["metadata"]["uid"]
+    assert stub.count("POST", "/jobs$") == 1
 
 
 def test_retry_after_is_honoured_and_other_waits_are_jittered(
