@@ -254,10 +254,10 @@ class _ShapeError(ValueError):
 
 def _object_at(path: str, answer: Any) -> Object:
     """An object with a name; of what is no resource (``/version``), anything."""
-    answer = _of_kind(path, answer)
-    if Target.of(path).is_resource and not _is_named(answer):
+    item = _of_kind(path, answer)
+    if Target.of(path).is_resource and not _is_named(item):
         raise _ShapeError("an object without a name")
-    return answer
+    return item
 
 
 def _of_kind(path: str, answer: Any) -> Object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from launcher.secrets import redacted
 
 _DEFAULT_KUBECONFIG = Path("~/.kube/config")
 _IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
+_HEADER = re.compile(r"[ -~]+")
 # What the client imports where it happens to be installed: another 0.3 s and 12 MB together. google-auth
 # serves the auth-provider `gcp`, which kubectl dropped in 1.26; the other checks what a dynamic client sends.
 _NOT_NEEDED = ("google.auth", "kubernetes_validate")
@@ -57,7 +59,7 @@ def open_connection(profile: Profile) -> Connection:
     client = _client(files, context)
     configuration = client.configuration
     host = str(configuration.host).rstrip("/")
-    shown = _without_user(host)
+    shown = _shown(host)
     return Connection(
         host=host,
         place=f"the API server {shown} (context {context})" if context else f"the API server {shown}",
@@ -120,7 +122,7 @@ def _checked_context(files: Sequence[Path], profile: Profile) -> str:
         )
     for section, key in (("clusters", "cluster"), ("users", "user")):
         name = _mapping(contexts[context].get("context")).get(key)
-        if name and name not in _named(documents, section):
+        if name and not (isinstance(name, str) and name in _named(documents, section)):
             raise BackendError(f"{shown}: context '{context}' names the {key} '{name}', which is not there")
         if key == "user" and name:
             _require_plugin(_mapping(_named(documents, "users")[name].get("user")), str(name), shown)
@@ -150,13 +152,16 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read as a kubeconfig: {error.strerror}",
             next_step="check the path and the file's mode",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         # Without the text around the mistake: it may be a token.
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         raise BackendError(f"{path}: is no kubeconfig: not valid YAML{line}") from None
     if not isinstance(document, dict):
         raise BackendError(f"{path}: is no kubeconfig: must be one mapping")
+    for section in ("contexts", "clusters", "users"):
+        if not isinstance(document.get(section), list | None):
+            raise BackendError(f"{path}: is no kubeconfig: '{section}' must be a list")
     return document
 
 
@@ -190,7 +195,15 @@ def _client(files: Sequence[Path], context: str | None) -> Any:
             else:
                 load_incluster_config(configuration)
             client = ApiClient(configuration)
-        except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            ConfigException,
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise BackendError(
                 f"{shown}: cannot be used to reach a cluster", why=redacted(str(error)[:500]) or None
             ) from None
@@ -213,7 +226,16 @@ def _authorization(configuration: Any) -> dict[str, str]:
             next_step="log in again, then try `kubectl auth whoami` with the same kubeconfig and context",
         )
     value = _mapping(settings.get("BearerToken")).get("value")
-    return {"Authorization": value} if value else {}
+    if not value:
+        return {}
+    value = str(value).strip()
+    if not _HEADER.fullmatch(value):  # checked here, since http.client would repeat it in its error
+        raise BackendError(
+            "the token of the kubeconfig cannot be sent",
+            why="it has characters that no token has, such as a line break or a letter with an accent",
+            next_step="log in again, or copy the token anew",
+        )
+    return {"Authorization": value}
 
 
 @contextmanager
@@ -244,6 +266,15 @@ def _without_optional_imports() -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def _shown(host: str) -> str:
+    """The server's address without what may stand before the ``@``."""
+    try:
+        parts = urlsplit(host)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    except ValueError:
+        pass
+    raise BackendError(
+        "the kubeconfig's server is no URL",
+        next_step="write the address of the API server, such as https://10.0.0.1:6443",
+    )

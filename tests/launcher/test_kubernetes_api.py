@@ -442,6 +442,12 @@ def test_a_service_account_inside_a_cluster_without_its_files(
         (lambda c: c["users"][0]["user"].update(
             {"client-certificate-data": "abc"}), "cannot be used to reach a cluster"),
         (lambda c: c["users"][0]["user"].update({"client-certificate": "gone.pem"}), "cannot be used"),
+        (lambda c: c.update(contexts=5), "'contexts' must be a list"),
+        (lambda c: c.update(users={"a": 1}), "'users' must be a list"),
+        (lambda c: c["contexts"][0]["context"].update(cluster=["lab"]), "names the cluster"),
+        (lambda c: c["users"][0].update(user=[1]), "cannot be used"),
+        (lambda c: c["clusters"][0]["cluster"].update(server=5), "cannot be used"),
+        (lambda c: c["clusters"][0]["cluster"].update(server="https://[x"), "cannot be used"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_kubeconfig_is_said(config: Path, change: object, words: str) -> None:
@@ -467,9 +473,37 @@ def test_a_kubeconfig_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="not valid YAML, line 3") as caught:
         open_connection(profile_of(broken))
     assert TOKEN not in told(caught.value)
+    broken.write_text("[" * 5000)
+    with pytest.raises(BackendError, match="not valid YAML"):
+        open_connection(profile_of(broken))
+    broken.write_text("contexts: 2026-99-99")
+    with pytest.raises(BackendError, match="not valid YAML"):
+        open_connection(profile_of(broken))
     broken.write_text("- a list")
     with pytest.raises(BackendError, match="must be one mapping"):
         open_connection(profile_of(broken))
+
+
+@pytest.mark.parametrize("server", ["10.0.0.1:6443", "ftp://h", "https://", ""])
+def test_a_server_that_is_no_url(tmp_path: Path, server: str) -> None:
+    path = write_kubeconfig(tmp_path / "config", server, {"token": TOKEN})
+    with pytest.raises(BackendError, match="server is no URL"):
+        open_connection(profile_of(path))
+
+
+@pytest.mark.parametrize("between", ["\r\n", "\0", "\u0142", "\u00e9"])
+def test_a_token_that_cannot_be_sent_is_not_shown(stub: KubernetesStub, tmp_path: Path, between: str) -> None:
+    path = write_kubeconfig(tmp_path / "config", stub.url, {"token": TOKEN + between + "tail"})
+    with pytest.raises(BackendError, match="cannot be sent") as caught:
+        KubernetesApi(profile_of(path)).list(JOBS)
+    assert TOKEN not in told(caught.value)
+    assert stub.requests == []
+
+
+def test_a_line_end_after_the_token_is_no_part_of_it(stub: KubernetesStub, tmp_path: Path) -> None:
+    path = write_kubeconfig(tmp_path / "config", stub.url, {"token": TOKEN + "\n"})
+    KubernetesApi(profile_of(path)).list(JOBS)
+    assert stub.requests[0].headers["Authorization"] == f"Bearer {TOKEN}"
 
 
 def exec_user(command: str, *args: str) -> dict[str, object]:
