@@ -24,6 +24,7 @@ from launcher.secrets import redacted
 
 _DEFAULT_KUBECONFIG = Path("~/.kube/config")
 _IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
+_SKIP_TLS = "insecure-skip-tls-verify"
 _HEADER = re.compile(r"[ -~]+")
 # What the client imports where it happens to be installed: another 0.3 s and 12 MB together. google-auth
 # serves the auth-provider `gcp`, which kubectl dropped in 1.26; the other checks what a dynamic client sends.
@@ -55,14 +56,15 @@ def open_connection(profile: Profile) -> Connection:
             missing or fails.
     """
     files = _kubeconfig_files(profile)
-    context = _checked_context(files, profile) if files else None
+    context, verified = _checked_context(files, profile) if files else (None, True)
     client = _client(files, context)
     configuration = client.configuration
     host = str(configuration.host).rstrip("/")
     shown = _shown(host)
     return Connection(
         host=host,
-        place=f"the API server {shown} (context {context})" if context else f"the API server {shown}",
+        place=f"the API server {shown}"
+        + (f" (context {context}{'' if verified else ', its certificate unchecked'})" if context else ""),
         pool=client.rest_client.pool_manager,
         authorization=lambda: _authorization(configuration),
     )
@@ -94,8 +96,9 @@ def _kubeconfig_files(profile: Profile) -> list[Path]:
     )
 
 
-def _checked_context(files: Sequence[Path], profile: Profile) -> str:
-    """The name of the context to use, after whatever can be wrong with it was looked for.
+def _checked_context(files: Sequence[Path], profile: Profile) -> tuple[str, bool]:
+    """The name of the context to use, after whatever can be wrong with it was looked for, and whether its
+    cluster's certificate is checked.
 
     The first file that names something decides, as kubectl has it.
     """
@@ -120,13 +123,27 @@ def _checked_context(files: Sequence[Path], profile: Profile) -> str:
             if profile.context
             else "`kubectl config use-context NAME`",
         )
+    verified = True
     for section, key in (("clusters", "cluster"), ("users", "user")):
         name = _mapping(contexts[context].get("context")).get(key)
         if name and not (isinstance(name, str) and name in _named(documents, section)):
             raise BackendError(f"{shown}: context '{context}' names the {key} '{name}', which is not there")
         if key == "user" and name:
             _require_plugin(_mapping(_named(documents, "users")[name].get("user")), str(name), shown)
-    return context
+        if key == "cluster" and name:
+            verified = _is_verified(_mapping(_named(documents, "clusters")[name].get("cluster")), name, shown)
+    return context, verified
+
+
+def _is_verified(cluster: Mapping[str, Any], name: str, shown: str) -> bool:
+    """Whether the server's certificate is checked; the client takes any text, "false" too, for true."""
+    skipped = cluster.get(_SKIP_TLS)
+    if skipped is not None and not isinstance(skipped, bool):
+        raise BackendError(
+            f"{shown}: {_SKIP_TLS} of cluster '{name}' must be true or false, without quotes",
+            next_step="leave it out, and name the cluster's certificate-authority",
+        )
+    return not skipped
 
 
 def _require_plugin(user: Mapping[str, Any], name: str, shown: str) -> None:

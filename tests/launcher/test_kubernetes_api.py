@@ -20,7 +20,7 @@ import yaml
 
 from launcher.backends import kubernetes_api
 from launcher.backends.kubernetes_api import MAX_TRIES, KubernetesApi
-from launcher.backends.kubernetes_connection import open_connection
+from launcher.backends.kubernetes_connection import Connection, open_connection
 from launcher.backends.kubernetes_errors import (
     ApiConflict,
     ApiForbidden,
@@ -445,7 +445,6 @@ def test_a_service_account_inside_a_cluster_without_its_files(
         (lambda c: c.update(contexts=5), "'contexts' must be a list"),
         (lambda c: c.update(users={"a": 1}), "'users' must be a list"),
         (lambda c: c["contexts"][0]["context"].update(cluster=["lab"]), "names the cluster"),
-        (lambda c: c["users"][0].update(user=[1]), "cannot be used"),
         (lambda c: c["clusters"][0]["cluster"].update(server=5), "cannot be used"),
         (lambda c: c["clusters"][0]["cluster"].update(server="https://[x"), "cannot be used"),
     ],
@@ -482,6 +481,27 @@ def test_a_kubeconfig_that_cannot_be_read(tmp_path: Path) -> None:
     broken.write_text("- a list")
     with pytest.raises(BackendError, match="must be one mapping"):
         open_connection(profile_of(broken))
+
+
+@pytest.mark.parametrize("written", ["false", "true", "", 0, 1, [], "no"])
+def test_only_true_and_false_say_whether_the_certificate_is_checked(tmp_path: Path, written: object) -> None:
+    skip = {"insecure-skip-tls-verify": written}
+    path = write_kubeconfig(tmp_path / "config", "https://127.0.0.1:1", {"token": TOKEN}, **skip)
+    with pytest.raises(BackendError, match="must be true or false"):
+        open_connection(profile_of(path))
+
+
+def test_a_certificate_that_is_not_checked_is_told(tmp_path: Path) -> None:
+    def opened(**cluster: object) -> Connection:
+        path = write_kubeconfig(tmp_path / "config", "https://127.0.0.1:1", {"token": TOKEN}, **cluster)
+        return open_connection(profile_of(path))
+
+    unchecked = opened(**{"insecure-skip-tls-verify": True})
+    assert "(context lab, its certificate unchecked)" in unchecked.place
+    assert unchecked.pool.connection_pool_kw["cert_reqs"] == ssl.CERT_NONE
+    for checked in (opened(), opened(**{"insecure-skip-tls-verify": False})):
+        assert checked.place.endswith("(context lab)")
+        assert checked.pool.connection_pool_kw["cert_reqs"] == ssl.CERT_REQUIRED
 
 
 @pytest.mark.parametrize("server", ["10.0.0.1:6443", "ftp://h", "https://", ""])
