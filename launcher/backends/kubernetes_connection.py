@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from launcher.backends.deadline import DeadlineError, within
 from launcher.errors import BackendError
 from launcher.profiles import Profile
 from launcher.secrets import redacted
 
+LOGIN_S = 120.0
+"""For a credential plugin, which may send a person to a browser."""
 _DEFAULT_KUBECONFIG = Path("~/.kube/config")
 _IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
 _SKIP_TLS = "insecure-skip-tls-verify"
@@ -162,6 +165,10 @@ def _require_plugin(user: Mapping[str, Any], name: str, shown: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
+    if path.exists() and not path.is_file():  # a pipe could be read once only, if ever
+        raise BackendError(
+            f"{path}: is no kubeconfig: no regular file", next_step="write it to a file, and name that"
+        )
     try:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -208,10 +215,13 @@ def _client(files: Sequence[Path], context: str | None) -> Any:
     with _client_complaints() as complaints:
         try:
             if files:
-                load_kube_config(os.pathsep.join(map(str, files)), context, configuration)
+                names = os.pathsep.join(map(str, files))
+                within(LOGIN_S, lambda: load_kube_config(names, context, configuration))
             else:
                 load_incluster_config(configuration)
             client = ApiClient(configuration)
+        except DeadlineError:
+            raise _no_login() from None
         except (
             ConfigException,
             OSError,
@@ -235,7 +245,10 @@ def _client(files: Sequence[Path], context: str | None) -> Any:
 
 def _authorization(configuration: Any) -> dict[str, str]:
     with _client_complaints() as complaints:
-        settings = configuration.auth_settings()
+        try:
+            settings = within(LOGIN_S, configuration.auth_settings)
+        except DeadlineError:
+            raise _no_login() from None
     if complaints:
         raise BackendError(
             "the credential plugin gave no new credentials",
@@ -253,6 +266,14 @@ def _authorization(configuration: Any) -> dict[str, str]:
             next_step="log in again, or copy the token anew",
         )
     return {"Authorization": value}
+
+
+def _no_login() -> BackendError:
+    return BackendError(
+        f"the kubeconfig gave no credentials within {LOGIN_S:.0f} s",
+        why="its credential plugin has not ended, or a file that it names cannot be read to the end",
+        next_step="log in again, then try `kubectl auth whoami` with the same kubeconfig and context",
+    )
 
 
 @contextmanager

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import os
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from launcher.backends import kubernetes_api
+from launcher.backends import kubernetes_api, kubernetes_connection, kubernetes_transport
 from launcher.backends.kubernetes_api import MAX_TRIES, KubernetesApi
 from launcher.backends.kubernetes_connection import Connection, open_connection
 from launcher.backends.kubernetes_errors import (
@@ -177,6 +181,72 @@ def test_an_order_with_an_answer_that_is_none_is_looked_for(api: KubernetesApi, 
     stub.fail("POST", "/jobs$", status=200, body="{}", carried_out=True)
     assert api.create(JOBS, JOB)["metadata"]["uid"]
     assert stub.count("POST", "/jobs$") == 1
+
+
+@contextmanager
+def sending(start: bytes, piece: bytes, times: int, every_s: float = 0.0) -> Iterator[str]:
+    """A server that answers whatever it is asked with the same bytes; yields its address."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(2**16)
+            with suppress(OSError):
+                self.request.sendall(start)
+                for _ in range(times):
+                    time.sleep(every_s)
+                    self.request.sendall(piece)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [(OK + b"Content-Length: 60\r\n\r\n", b" "), (OK, b"X: 1\r\n"), (b"HTTP/1.1 500 No\r\n\r\n", b" ")],
+)
+def test_an_answer_that_drips_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, piece: bytes
+) -> None:
+    monkeypatch.setattr(kubernetes_transport, "ANSWER_S", 0.3)
+    monkeypatch.setattr(kubernetes_api, "MAX_TRIES", 1)
+    with sending(start, piece, 60, 0.05) as url:
+        api = KubernetesApi(profile_of(write_kubeconfig(tmp_path / "config", url, {"token": TOKEN})))
+        with pytest.raises(ApiUnanswered, match="did not end within") as caught:
+            api.list(JOBS)
+        assert caught.value.perhaps_done
+        if b"200" in start and b"Content" not in start:
+            with pytest.raises(ApiUnanswered, match="did not end within"):
+                api.stream_log("lab", "a", container="trainer")
+
+
+ZEROS = gzip.compress(bytes(2**26))
+
+
+@pytest.mark.parametrize(
+    ("start", "piece", "times"),
+    [
+        (OK + b"\r\n", b" " * 2**16, 2**10),
+        (b"HTTP/1.1 500 No\r\n\r\n", b" " * 2**16, 2**10),
+        (OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(ZEROS), ZEROS, 1),
+    ],
+    ids=["endless", "endless error", "bomb"],
+)
+def test_an_answer_without_an_end_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, piece: bytes, times: int
+) -> None:
+    monkeypatch.setattr(kubernetes_transport, "ANSWER_BYTES", 2**20)
+    with sending(start, piece, times) as url:
+        api = KubernetesApi(profile_of(write_kubeconfig(tmp_path / "config", url, {"token": TOKEN})))
+        with pytest.raises(ApiUnanswered, match="more than 1 MiB"):
+            api.list(JOBS)
 
 
 def test_retry_after_is_honoured_and_other_waits_are_jittered(
@@ -542,6 +612,26 @@ def test_a_credential_plugin_that_is_missing_or_fails(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="gave no credentials") as caught:
         open_connection(profile_of(path))
     assert "session expired" in str(caught.value.why)
+
+
+def test_a_credential_plugin_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_connection, "LOGIN_S", 0.3)
+    user = exec_user("sh", "-c", "sleep 3; exit 3")
+    path = write_kubeconfig(tmp_path / "config", "https://127.0.0.1:1", user)
+    with pytest.raises(BackendError, match="no credentials within"):
+        open_connection(profile_of(path))
+
+
+def test_a_pipe_is_no_kubeconfig(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Timer(
+        3, lambda: (tmp_path / "pipe").write_text("{}")
+    )  # so that nothing waits for ever
+    writer.daemon = True
+    writer.start()
+    with pytest.raises(BackendError, match="no regular file"):
+        open_connection(profile_of(tmp_path / "pipe"))
+    writer.cancel()
 
 
 def test_a_credential_plugins_token_is_sent_and_asked_for_anew_when_it_expires(
