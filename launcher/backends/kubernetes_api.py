@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
 
 from launcher.backends.kubernetes_connection import Connection, open_connection
-from launcher.backends.kubernetes_errors import ApiError, ApiNotFound, ApiUnanswered, api_path
-from launcher.errors import BackendError
+from launcher.backends.kubernetes_errors import ApiError, ApiNotFound, ApiUnanswered, Target, api_path
 from launcher.profiles import Profile
 
 MAX_TRIES = 5
@@ -56,12 +56,12 @@ class KubernetesApi:
         """The API server, for a person."""
 
     def get(self, path: str) -> Object:
-        """One object.
+        """One object; or what a path that is no resource answers: ``/version``, ``/apis/ray.io/v1``.
 
         Raises:
             ApiNotFound, ApiForbidden, ApiUnanswered: see ``launcher.backends.kubernetes_errors``.
         """
-        return self._json(self._call("GET", path))
+        return self._asked(lambda: self._transport.call("GET", path), partial(_object_at, path))
 
     def list(self, path: str, **query: str | int) -> Object:
         """A collection in one answer: ``items`` and ``metadata.resourceVersion``; raises as ``get``.
@@ -69,7 +69,7 @@ class KubernetesApi:
         Args:
             query: the API's own parameters: ``labelSelector="infl/run"``.
         """
-        return self._json(self._call("GET", path, query))
+        return self._asked(lambda: self._transport.call("GET", path, query), _collection)
 
     def create(self, path: str, body: Object) -> Object:
         """Create the object ``body`` in the collection ``path``.
@@ -82,13 +82,15 @@ class KubernetesApi:
             ApiInvalid, ApiForbidden, ApiUnanswered: it was not created.
         """
 
-        def found() -> bytes | None:
+        def found() -> Object | None:
             try:
-                return self._call("GET", f"{path}/{body['metadata']['name']}")
+                return self.get(f"{path}/{body['metadata']['name']}")
             except ApiNotFound:
                 return None
 
-        return self._json(self._call("POST", path, body=body, in_doubt=found))
+        return self._asked(
+            lambda: self._transport.call("POST", path, body=body), partial(_object_at, path), in_doubt=found
+        )
 
     def ask(self, path: str, body: Object, **query: str | int) -> Object:
         """POST something that creates nothing: a ``SelfSubjectAccessReview``, or anything with ``dryRun``.
@@ -96,7 +98,9 @@ class KubernetesApi:
         Raises:
             ApiError: as ``create``.
         """
-        return self._json(self._call("POST", path, query, body=body))
+        return self._asked(
+            lambda: self._transport.call("POST", path, query, body=body), partial(_of_kind, path)
+        )
 
     def patch(
         self,
@@ -113,7 +117,10 @@ class KubernetesApi:
             ApiConflict: the object has another version.
             ApiNotFound, ApiInvalid, ApiForbidden, ApiUnanswered: as for ``get`` and ``create``.
         """
-        return self._json(self._call("PATCH", path, body=body, content_type=_PATCH_TYPES[kind]))
+        return self._asked(
+            lambda: self._transport.call("PATCH", path, body=body, content_type=_PATCH_TYPES[kind]),
+            partial(_object_at, path),
+        )
 
     def watch(self, path: str, *, timeout_s: float, **query: str | int) -> Iterator[Mapping[str, Object]]:
         """The objects of a collection by name: as they are, then again after every change, for a while.
@@ -138,7 +145,7 @@ class KubernetesApi:
             try:
                 if version is None:
                     listed = self.list(path, **query)
-                    objects = {item["metadata"]["name"]: item for item in listed.get("items") or []}
+                    objects = {item["metadata"]["name"]: item for item in listed["items"]}
                     version = str(listed["metadata"]["resourceVersion"])
                     yield dict(objects)
                 for kind, item in self._changes(path, version, left_s, query):
@@ -178,7 +185,7 @@ class KubernetesApi:
                 change = json.loads(line)
                 kind, item = change["type"], change["object"]
                 item["metadata"]["resourceVersion"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise _GoneError from None  # an ERROR, mostly 410: a new list shows what is
             if kind == "ERROR":
                 raise _GoneError
@@ -215,34 +222,77 @@ class KubernetesApi:
         path = api_path("v1", "pods", namespace=namespace, name=pod, subresource="log")
         return _retrying(lambda: self._transport.pieces(path, query, accept="*/*", read_timeout_s=_SILENCE_S))
 
-    def _call(
+    def _asked(
         self,
-        method: str,
-        path: str,
-        query: Mapping[str, str | int] | None = None,
+        send: Callable[[], bytes],
+        checked: Callable[[Any], Object],
         *,
-        body: _Body | None = None,
-        content_type: str = "application/json",
-        in_doubt: Callable[[], bytes | None] = lambda: None,
-    ) -> bytes:
-        return _retrying(
-            lambda: self._transport.call(method, path, query, body=body, content_type=content_type),
-            in_doubt=in_doubt,
-        )
+        in_doubt: Callable[[], Object | None] = lambda: None,
+    ) -> Object:
+        """An answer of the shape that the API gives. Whatever else answers (a proxy, a login page) has told
+        nothing, least of all that something is not there."""
 
-    def _json(self, content: bytes) -> Object:
-        try:
-            answer = json.loads(content)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise BackendError(
-                f"{self.place} answered with something that is no JSON object",
+        def once() -> Object:
+            try:
+                answer = checked(json.loads(send()))
+            except (ValueError, RecursionError) as error:
+                reason = str(error) if isinstance(error, _ShapeError) else "no JSON"
+            else:
+                _drop_managed_fields(answer)
+                return answer
+            told = ApiUnanswered(
+                f"{self.place} answered with something that is no answer of the Kubernetes API: {reason}",
                 why="perhaps a proxy or a login page answered in its place",
-                next_step="check the server's address in the kubeconfig",
+                next_step="try again; when it lasts, check the server's address in the kubeconfig",
             )
-        _drop_managed_fields(answer)
-        return answer
+            told.perhaps_done = True
+            raise told
+
+        return _retrying(once, in_doubt=in_doubt)
+
+
+class _ShapeError(ValueError):
+    """What an answer lacks."""
+
+
+def _object_at(path: str, answer: Any) -> Object:
+    """An object with a name; of what is no resource (``/version``), anything."""
+    item = _of_kind(path, answer)
+    if Target.of(path).is_resource and not _is_named(item):
+        raise _ShapeError("an object without a name")
+    return item
+
+
+def _of_kind(path: str, answer: Any) -> Object:
+    """An object of the kind that the path names; a review, for one, has no name."""
+    if not isinstance(answer, dict):
+        raise _ShapeError("no JSON object")
+    target = Target.of(path)
+    if target.is_resource:
+        kind = answer.get("kind")
+        # The plural begins with the kind's name: priorityclasses, jobs.
+        if not isinstance(kind, str) or not kind or not target.resource.startswith(kind.lower()):
+            raise _ShapeError(f"no object of {target.kind}")
+    return answer
+
+
+def _collection(answer: Any) -> Object:
+    """A list with its version, of objects with names."""
+    if not isinstance(answer, dict) or not str(answer.get("kind")).endswith("List"):
+        raise _ShapeError("no list of objects")
+    items, metadata = answer.get("items"), answer.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("resourceVersion"), str):
+        raise _ShapeError("a list without a version")
+    if items is None:  # as some servers write an empty one
+        items = answer["items"] = []
+    if not isinstance(items, list) or not all(map(_is_named, items)):
+        raise _ShapeError("a list of something else than objects")
+    return answer
+
+
+def _is_named(item: Any) -> bool:
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
 
 
 def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:

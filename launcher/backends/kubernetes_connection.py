@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +18,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from launcher.backends.deadline import DeadlineError, within
 from launcher.errors import BackendError
 from launcher.profiles import Profile
 from launcher.secrets import redacted
 
+LOGIN_S = 120.0
+"""For a credential plugin, which may send a person to a browser."""
 _DEFAULT_KUBECONFIG = Path("~/.kube/config")
 _IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
+_SKIP_TLS = "insecure-skip-tls-verify"
+_HEADER = re.compile(r"[ -~]+")
 # What the client imports where it happens to be installed: another 0.3 s and 12 MB together. google-auth
 # serves the auth-provider `gcp`, which kubectl dropped in 1.26; the other checks what a dynamic client sends.
 _NOT_NEEDED = ("google.auth", "kubernetes_validate")
@@ -53,14 +59,15 @@ def open_connection(profile: Profile) -> Connection:
             missing or fails.
     """
     files = _kubeconfig_files(profile)
-    context = _checked_context(files, profile) if files else None
+    context, verified = _checked_context(files, profile) if files else (None, True)
     client = _client(files, context)
     configuration = client.configuration
     host = str(configuration.host).rstrip("/")
-    shown = _without_user(host)
+    shown = _shown(host)
     return Connection(
         host=host,
-        place=f"the API server {shown} (context {context})" if context else f"the API server {shown}",
+        place=f"the API server {shown}"
+        + (f" (context {context}{'' if verified else ', its certificate unchecked'})" if context else ""),
         pool=client.rest_client.pool_manager,
         authorization=lambda: _authorization(configuration),
     )
@@ -92,8 +99,9 @@ def _kubeconfig_files(profile: Profile) -> list[Path]:
     )
 
 
-def _checked_context(files: Sequence[Path], profile: Profile) -> str:
-    """The name of the context to use, after whatever can be wrong with it was looked for.
+def _checked_context(files: Sequence[Path], profile: Profile) -> tuple[str, bool]:
+    """The name of the context to use, after whatever can be wrong with it was looked for, and whether its
+    cluster's certificate is checked.
 
     The first file that names something decides, as kubectl has it.
     """
@@ -118,13 +126,27 @@ def _checked_context(files: Sequence[Path], profile: Profile) -> str:
             if profile.context
             else "`kubectl config use-context NAME`",
         )
+    verified = True
     for section, key in (("clusters", "cluster"), ("users", "user")):
         name = _mapping(contexts[context].get("context")).get(key)
-        if name and name not in _named(documents, section):
+        if name and not (isinstance(name, str) and name in _named(documents, section)):
             raise BackendError(f"{shown}: context '{context}' names the {key} '{name}', which is not there")
         if key == "user" and name:
             _require_plugin(_mapping(_named(documents, "users")[name].get("user")), str(name), shown)
-    return context
+        if key == "cluster" and name:
+            verified = _is_verified(_mapping(_named(documents, "clusters")[name].get("cluster")), name, shown)
+    return context, verified
+
+
+def _is_verified(cluster: Mapping[str, Any], name: str, shown: str) -> bool:
+    """Whether the server's certificate is checked; the client takes any text, "false" too, for true."""
+    skipped = cluster.get(_SKIP_TLS)
+    if skipped is not None and not isinstance(skipped, bool):
+        raise BackendError(
+            f"{shown}: {_SKIP_TLS} of cluster '{name}' must be true or false, without quotes",
+            next_step="leave it out, and name the cluster's certificate-authority",
+        )
+    return not skipped
 
 
 def _require_plugin(user: Mapping[str, Any], name: str, shown: str) -> None:
@@ -143,6 +165,10 @@ def _require_plugin(user: Mapping[str, Any], name: str, shown: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
+    if path.exists() and not path.is_file():  # a pipe could be read once only, if ever
+        raise BackendError(
+            f"{path}: is no kubeconfig: no regular file", next_step="write it to a file, and name that"
+        )
     try:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -150,13 +176,16 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read as a kubeconfig: {error.strerror}",
             next_step="check the path and the file's mode",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         # Without the text around the mistake: it may be a token.
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         raise BackendError(f"{path}: is no kubeconfig: not valid YAML{line}") from None
     if not isinstance(document, dict):
         raise BackendError(f"{path}: is no kubeconfig: must be one mapping")
+    for section in ("contexts", "clusters", "users"):
+        if not isinstance(document.get(section), list | None):
+            raise BackendError(f"{path}: is no kubeconfig: '{section}' must be a list")
     return document
 
 
@@ -186,11 +215,22 @@ def _client(files: Sequence[Path], context: str | None) -> Any:
     with _client_complaints() as complaints:
         try:
             if files:
-                load_kube_config(os.pathsep.join(map(str, files)), context, configuration)
+                names = os.pathsep.join(map(str, files))
+                within(LOGIN_S, lambda: load_kube_config(names, context, configuration))
             else:
                 load_incluster_config(configuration)
             client = ApiClient(configuration)
-        except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DeadlineError:
+            raise _no_login() from None
+        except (
+            ConfigException,
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise BackendError(
                 f"{shown}: cannot be used to reach a cluster", why=redacted(str(error)[:500]) or None
             ) from None
@@ -205,7 +245,10 @@ def _client(files: Sequence[Path], context: str | None) -> Any:
 
 def _authorization(configuration: Any) -> dict[str, str]:
     with _client_complaints() as complaints:
-        settings = configuration.auth_settings()
+        try:
+            settings = within(LOGIN_S, configuration.auth_settings)
+        except DeadlineError:
+            raise _no_login() from None
     if complaints:
         raise BackendError(
             "the credential plugin gave no new credentials",
@@ -213,7 +256,24 @@ def _authorization(configuration: Any) -> dict[str, str]:
             next_step="log in again, then try `kubectl auth whoami` with the same kubeconfig and context",
         )
     value = _mapping(settings.get("BearerToken")).get("value")
-    return {"Authorization": value} if value else {}
+    if not value:
+        return {}
+    value = str(value).strip()
+    if not _HEADER.fullmatch(value):  # checked here, since http.client would repeat it in its error
+        raise BackendError(
+            "the token of the kubeconfig cannot be sent",
+            why="it has characters that no token has, such as a line break or a letter with an accent",
+            next_step="log in again, or copy the token anew",
+        )
+    return {"Authorization": value}
+
+
+def _no_login() -> BackendError:
+    return BackendError(
+        f"the kubeconfig gave no credentials within {LOGIN_S:.0f} s",
+        why="its credential plugin has not ended, or a file that it names cannot be read to the end",
+        next_step="log in again, then try `kubectl auth whoami` with the same kubeconfig and context",
+    )
 
 
 @contextmanager
@@ -244,6 +304,15 @@ def _without_optional_imports() -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def _shown(host: str) -> str:
+    """The server's address without what may stand before the ``@``."""
+    try:
+        parts = urlsplit(host)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    except ValueError:
+        pass
+    raise BackendError(
+        "the kubeconfig's server is no URL",
+        next_step="write the address of the API server, such as https://10.0.0.1:6443",
+    )

@@ -108,6 +108,11 @@ class Target:
         )  # fmt: skip
 
     @property
+    def is_resource(self) -> bool:
+        """Whether it is an object or a collection, not ``/version`` or ``/apis/batch/v1``."""
+        return not self.resource.startswith("/")
+
+    @property
     def kind(self) -> str:
         """``jobs.batch``, ``pods/log``: as ``kubectl auth can-i`` takes it."""
         below = f"/{self.subresource}" if self.subresource else ""

@@ -5,23 +5,30 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from time import monotonic
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import urllib3
 from urllib3 import exceptions
 
+from launcher.backends.deadline import DeadlineError, within
 from launcher.backends.kubernetes_connection import Connection
 from launcher.backends.kubernetes_errors import ApiUnanswered, refusal
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
+ANSWER_S = 60.0
+"""For one whole answer, however slowly it comes."""
+ANSWER_BYTES = 2**28
+"""Unpacked; every pod of a large cluster takes a tenth of it."""
 _PIECE_BYTES = 2**16
 _TRANSPORT_ERRORS = (exceptions.HTTPError, http.client.HTTPException, OSError)
 _NOT_SENT = (exceptions.ConnectTimeoutError, exceptions.ProxyError, exceptions.SSLError)
 
 Query = Mapping[str, str | int]
+_T = TypeVar("_T")
 
 
 class Transport:
@@ -45,13 +52,16 @@ class Transport:
         Raises:
             ApiError: any answer but success, or none.
         """
-        response = self._open(method, path, query, body=body, content_type=content_type, compressed=True)
-        with _Closing(response):
-            try:
-                answer: bytes = response.read(decode_content=True)
-            except _TRANSPORT_ERRORS as error:
-                raise _unanswered(self.place, error, sent=True) from None
-        return answer
+
+        def answer() -> bytes:
+            response = self._open(method, path, query, body=body, content_type=content_type, compressed=True)
+            with _Closing(response):
+                try:
+                    return self._content(response)
+                except _TRANSPORT_ERRORS as error:
+                    raise _unanswered(self.place, error, sent=True) from None
+
+        return self._in_time(answer)
 
     def pieces(
         self, path: str, query: Query, *, accept: str = "application/json", read_timeout_s: float
@@ -66,7 +76,9 @@ class Transport:
         Raises:
             ApiError: any answer but success, or none; ApiUnanswered also later, when the connection breaks.
         """
-        response = self._open("GET", path, query, accept=accept, read_timeout_s=read_timeout_s)
+        response = self._in_time(
+            lambda: self._open("GET", path, query, accept=accept, read_timeout_s=read_timeout_s)
+        )
 
         def stream() -> Iterator[bytes]:
             with _Closing(response):
@@ -105,12 +117,41 @@ class Transport:
             if 200 <= response.status < 300:
                 return response
             with _Closing(response):
-                content = response.read(decode_content=True)
+                content = self._content(response)
         except _TRANSPORT_ERRORS as error:
             raise _unanswered(self.place, error, sent=False) from None
         retry_after = response.headers.get("Retry-After")
         content = _without_credentials(content, authorization)
         raise refusal(self.place, method, path, response.status, content, retry_after)
+
+    def _content(self, response: Any) -> bytes:
+        """All of an answer, whatever its header says of its size."""
+        content = bytearray()
+        ends_s = monotonic() + ANSWER_S
+        for piece in response.stream(_PIECE_BYTES, decode_content=True):
+            content += piece
+            if len(content) > ANSWER_BYTES:
+                told = ApiUnanswered(
+                    f"{self.place} answered with more than {ANSWER_BYTES >> 20} MiB",
+                    why="no answer that the launcher asks for is as large",
+                    next_step="check the server's address in the kubeconfig; something else may answer there",
+                )
+                told.perhaps_done = told.hopeless = True
+                raise told
+            if monotonic() > ends_s:  # nobody waits any more
+                raise DeadlineError
+        return bytes(content)
+
+    def _in_time(self, ask: Callable[[], _T]) -> _T:
+        try:
+            return within(ANSWER_S, ask)
+        except DeadlineError:
+            told = ApiUnanswered(
+                f"{self.place} began to answer and did not end within {ANSWER_S:.0f} s",
+                next_step="check the network (a VPN?), then try again; when it lasts, tell the administrator",
+            )
+        told.perhaps_done = True
+        raise told
 
 
 def _without_credentials(content: bytes, authorization: Mapping[str, str]) -> bytes:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.backends.deadline import DeadlineError, within
 from launcher.errors import BackendError
 
 if TYPE_CHECKING:
@@ -95,16 +96,36 @@ class Connection:
         Raises:
             BackendError: no connection can be set up on this side (certificates, proxy).
         """
-        import httpx
-
         if self._http is None:
             self._http = self._open()
+        http = self._http
+        try:
+            return within(
+                self._limits.answer_s,
+                lambda: self._sent(http, method, path, query=query, body=body, token=token),
+            )
+        except DeadlineError:
+            self._http = None  # what was left behind goes on with it
+            return self._too_late()
+
+    def _sent(
+        self,
+        http: httpx.Client,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | None,
+        token: str | None,
+    ) -> Answer | Failure:
+        import httpx
+
         headers = {"Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         ends_s = time.monotonic() + self._limits.answer_s
         try:
-            with self._http.stream(
+            with http.stream(
                 method, self.base + path, params=dict(query or {}), json=body, headers=headers
             ) as response:
                 content = bytearray()
@@ -117,13 +138,16 @@ class Connection:
                             arrived=True, passing=False,
                         )  # fmt: skip
                     if time.monotonic() > ends_s:
-                        return Failure(
-                            f"the answer did not end within {self._limits.answer_s:g} s", "try again later",
-                            arrived=True, passing=True,
-                        )  # fmt: skip
+                        return self._too_late()
                 return Answer(response.status_code, response.headers.get("Retry-After"), bytes(content))
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             return self._explain(error)
+
+    def _too_late(self) -> Failure:
+        return Failure(
+            f"the answer did not end within {self._limits.answer_s:g} s", "try again later",
+            arrived=True, passing=True,
+        )  # fmt: skip
 
     def _open(self) -> httpx.Client:
         import httpx

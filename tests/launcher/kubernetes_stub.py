@@ -113,6 +113,7 @@ class KubernetesStub:
             self.version += 1
             kind = "MODIFIED" if path in self.objects else "ADDED"
             item.setdefault("metadata", {})
+            item.setdefault("kind", _kind(path))
             item["metadata"]["name"] = path.rpartition("/")[2]
             item["metadata"]["resourceVersion"] = str(self.version)
             item["metadata"].setdefault("uid", f"uid-{self.version}")
@@ -147,6 +148,12 @@ class KubernetesStub:
             if re.fullmatch(rf"{re.escape(collection)}/[^/]+", path)
         ]  # fmt: skip
         return [item for item in found if _selected(item, query.get("labelSelector", ""))]
+
+
+def _kind(path: str) -> str:
+    """Of an object that a test puts there without one."""
+    plural = path.split("/")[-2]
+    return plural.removesuffix("es" if plural.endswith("sses") else "s").capitalize()
 
 
 def _selected(item: dict[str, Any], selector: str) -> bool:

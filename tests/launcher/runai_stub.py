@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.parse
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -44,7 +45,8 @@ class Fault:
 
     Attributes:
         kind: a status (``502``), a body with status 200 (``html``, ``not-json``, ``shape``, ``huge``,
-            ``empty``), or ``reset``, ``silent`` (no answer), ``trickle`` (an answer without an end).
+            ``empty``), or ``reset``, ``silent`` (no answer), ``trickle`` (an answer without an end),
+            ``drip`` (headers that take two seconds).
         after: whether the request is carried out first.
         method, part: which requests; ``part`` is part of the path.
         headers: further headers of the answer.
@@ -363,6 +365,13 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(b" " if fault.kind == "trickle" else b" " * 65536)
             except OSError:
                 pass
+        elif fault.kind == "drip":
+            self.close_connection = True
+            with suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+                for _ in range(40):
+                    stub.stopping.wait(0.05)
+                    self.wfile.write(b"X: 1\r\n")
         elif fault.kind.isdecimal():
             told = {"code": int(fault.kind), "message": f"made to fail; {self.headers.get('Authorization')}"}
             self._reply(int(fault.kind), fault.body or json.dumps(told).encode(), fault.headers)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import os
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from launcher.backends import kubernetes_api
+from launcher.backends import kubernetes_api, kubernetes_connection, kubernetes_transport
 from launcher.backends.kubernetes_api import MAX_TRIES, KubernetesApi
-from launcher.backends.kubernetes_connection import open_connection
+from launcher.backends.kubernetes_connection import Connection, open_connection
 from launcher.backends.kubernetes_errors import (
     ApiConflict,
     ApiForbidden,
@@ -123,8 +127,8 @@ def test_an_object_that_is_not_acceptable_names_its_fields(api: KubernetesApi, s
 
 
 def test_a_proxys_page_is_no_answer(api: KubernetesApi, stub: KubernetesStub) -> None:
-    stub.fail("GET", "/jobs$", status=200, body="<html>please log in</html>")
-    with pytest.raises(BackendError, match="no JSON object"):
+    stub.fail("GET", "/jobs$", status=200, body="<html>please log in</html>", times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered, match="no answer of the Kubernetes API: no JSON"):
         api.list(JOBS)
     stub.fail("GET", "/jobs$", status=403, body="<html>please log in</html>")
     with pytest.raises(ApiForbidden) as caught:
@@ -140,6 +144,119 @@ def test_a_proxy_that_repeats_our_token_is_quoted_without_it(
         api.list(JOBS)
     assert "cannot brew for ***" in str(caught.value.why)
     assert TOKEN not in told(caught.value)
+
+
+LISTED = '{"kind": "JobList", "metadata": {"resourceVersion": "1"}, "items": %s}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}", "[1]", "NaN", "null", '{"items": []}', LISTED % '"abc"', LISTED % "[1]", LISTED % "[{}]",
+        LISTED % '[{"metadata": 5}]', LISTED % "{}", '{"kind": "JobList", "items": []}',
+        '{"kind": "JobList", "metadata": {}, "items": []}', LISTED % ("[" * 60_000),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_says_nothing_of_what_is_there(
+    api: KubernetesApi, stub: KubernetesStub, body: str
+) -> None:
+    stub.fail("GET", "/jobs$", status=200, body=body, times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered, match="no answer of the Kubernetes API"):
+        api.list(JOBS)
+    stub.fail("GET", "/jobs$", status=200, body=body)
+    assert api.list(JOBS)["items"] == []  # the next answer is one
+
+
+def test_an_empty_list_may_be_null(api: KubernetesApi, stub: KubernetesStub) -> None:
+    stub.fail("GET", "/jobs$", status=200, body=LISTED % "null")
+    assert api.list(JOBS)["items"] == []
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", "[]", '{"kind": "Pod", "metadata": {}}', '{"kind": 5}', '{"kind": "Job"}', '{"kind": ""}']
+)
+def test_an_object_is_of_the_kind_that_was_asked_for(
+    api: KubernetesApi, stub: KubernetesStub, body: str
+) -> None:
+    stub.put(f"{JOBS}/b", {})
+    stub.fail("GET", "/jobs/b$", status=200, body=body, times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered):
+        api.get(f"{JOBS}/b")
+    stub.fail("PATCH", "/jobs/b$", status=200, body=body, times=MAX_TRIES)
+    with pytest.raises(ApiUnanswered):
+        api.patch(f"{JOBS}/b", {"spec": {"suspend": True}})
+
+
+def test_an_order_with_an_answer_that_is_none_is_looked_for(api: KubernetesApi, stub: KubernetesStub) -> None:
+    stub.fail("POST", "/jobs$", status=200, body="{}", carried_out=True)
+    assert api.create(JOBS, JOB)["metadata"]["uid"]
+    assert stub.count("POST", "/jobs$") == 1
+
+
+@contextmanager
+def sending(start: bytes, piece: bytes, times: int, every_s: float = 0.0) -> Iterator[str]:
+    """A server that answers whatever it is asked with the same bytes; yields its address."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(2**16)
+            with suppress(OSError):
+                self.request.sendall(start)
+                for _ in range(times):
+                    time.sleep(every_s)
+                    self.request.sendall(piece)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [(OK + b"Content-Length: 60\r\n\r\n", b" "), (OK, b"X: 1\r\n"), (b"HTTP/1.1 500 No\r\n\r\n", b" ")],
+)
+def test_an_answer_that_drips_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, piece: bytes
+) -> None:
+    monkeypatch.setattr(kubernetes_transport, "ANSWER_S", 0.3)
+    monkeypatch.setattr(kubernetes_api, "MAX_TRIES", 1)
+    with sending(start, piece, 60, 0.05) as url:
+        api = KubernetesApi(profile_of(write_kubeconfig(tmp_path / "config", url, {"token": TOKEN})))
+        with pytest.raises(ApiUnanswered, match="did not end within") as caught:
+            api.list(JOBS)
+        assert caught.value.perhaps_done
+        if b"200" in start and b"Content" not in start:
+            with pytest.raises(ApiUnanswered, match="did not end within"):
+                api.stream_log("lab", "a", container="trainer")
+
+
+ZEROS = gzip.compress(bytes(2**26))
+
+
+@pytest.mark.parametrize(
+    ("start", "piece", "times"),
+    [
+        (OK + b"\r\n", b" " * 2**16, 2**10),
+        (b"HTTP/1.1 500 No\r\n\r\n", b" " * 2**16, 2**10),
+        (OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(ZEROS), ZEROS, 1),
+    ],
+    ids=["endless", "endless error", "bomb"],
+)
+def test_an_answer_without_an_end_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, piece: bytes, times: int
+) -> None:
+    monkeypatch.setattr(kubernetes_transport, "ANSWER_BYTES", 2**20)
+    with sending(start, piece, times) as url:
+        api = KubernetesApi(profile_of(write_kubeconfig(tmp_path / "config", url, {"token": TOKEN})))
+        with pytest.raises(ApiUnanswered, match="more than 1 MiB"):
+            api.list(JOBS)
 
 
 def test_retry_after_is_honoured_and_other_waits_are_jittered(
@@ -405,6 +522,11 @@ def test_a_service_account_inside_a_cluster_without_its_files(
         (lambda c: c["users"][0]["user"].update(
             {"client-certificate-data": "abc"}), "cannot be used to reach a cluster"),
         (lambda c: c["users"][0]["user"].update({"client-certificate": "gone.pem"}), "cannot be used"),
+        (lambda c: c.update(contexts=5), "'contexts' must be a list"),
+        (lambda c: c.update(users={"a": 1}), "'users' must be a list"),
+        (lambda c: c["contexts"][0]["context"].update(cluster=["lab"]), "names the cluster"),
+        (lambda c: c["clusters"][0]["cluster"].update(server=5), "cannot be used"),
+        (lambda c: c["clusters"][0]["cluster"].update(server="https://[x"), "cannot be used"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_kubeconfig_is_said(config: Path, change: object, words: str) -> None:
@@ -430,9 +552,58 @@ def test_a_kubeconfig_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="not valid YAML, line 3") as caught:
         open_connection(profile_of(broken))
     assert TOKEN not in told(caught.value)
+    broken.write_text("[" * 5000)
+    with pytest.raises(BackendError, match="not valid YAML"):
+        open_connection(profile_of(broken))
+    broken.write_text("contexts: 2026-99-99")
+    with pytest.raises(BackendError, match="not valid YAML"):
+        open_connection(profile_of(broken))
     broken.write_text("- a list")
     with pytest.raises(BackendError, match="must be one mapping"):
         open_connection(profile_of(broken))
+
+
+@pytest.mark.parametrize("written", ["false", "true", "", 0, 1, [], "no"])
+def test_only_true_and_false_say_whether_the_certificate_is_checked(tmp_path: Path, written: object) -> None:
+    skip = {"insecure-skip-tls-verify": written}
+    path = write_kubeconfig(tmp_path / "config", "https://127.0.0.1:1", {"token": TOKEN}, **skip)
+    with pytest.raises(BackendError, match="must be true or false"):
+        open_connection(profile_of(path))
+
+
+def test_a_certificate_that_is_not_checked_is_told(tmp_path: Path) -> None:
+    def opened(**cluster: object) -> Connection:
+        path = write_kubeconfig(tmp_path / "config", "https://127.0.0.1:1", {"token": TOKEN}, **cluster)
+        return open_connection(profile_of(path))
+
+    unchecked = opened(**{"insecure-skip-tls-verify": True})
+    assert "(context lab, its certificate unchecked)" in unchecked.place
+    assert unchecked.pool.connection_pool_kw["cert_reqs"] == ssl.CERT_NONE
+    for checked in (opened(), opened(**{"insecure-skip-tls-verify": False})):
+        assert checked.place.endswith("(context lab)")
+        assert checked.pool.connection_pool_kw["cert_reqs"] == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("server", ["10.0.0.1:6443", "ftp://h", "https://", ""])
+def test_a_server_that_is_no_url(tmp_path: Path, server: str) -> None:
+    path = write_kubeconfig(tmp_path / "config", server, {"token": TOKEN})
+    with pytest.raises(BackendError, match="server is no URL"):
+        open_connection(profile_of(path))
+
+
+@pytest.mark.parametrize("between", ["\r\n", "\0", "\u0142", "\u00e9"])
+def test_a_token_that_cannot_be_sent_is_not_shown(stub: KubernetesStub, tmp_path: Path, between: str) -> None:
+    path = write_kubeconfig(tmp_path / "config", stub.url, {"token": TOKEN + between + "tail"})
+    with pytest.raises(BackendError, match="cannot be sent") as caught:
+        KubernetesApi(profile_of(path)).list(JOBS)
+    assert TOKEN not in told(caught.value)
+    assert stub.requests == []
+
+
+def test_a_line_end_after_the_token_is_no_part_of_it(stub: KubernetesStub, tmp_path: Path) -> None:
+    path = write_kubeconfig(tmp_path / "config", stub.url, {"token": TOKEN + "\n"})
+    KubernetesApi(profile_of(path)).list(JOBS)
+    assert stub.requests[0].headers["Authorization"] == f"Bearer {TOKEN}"
 
 
 def exec_user(command: str, *args: str) -> dict[str, object]:
@@ -451,6 +622,26 @@ def test_a_credential_plugin_that_is_missing_or_fails(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="gave no credentials") as caught:
         open_connection(profile_of(path))
     assert "session expired" in str(caught.value.why)
+
+
+def test_a_credential_plugin_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_connection, "LOGIN_S", 0.3)
+    user = exec_user("sh", "-c", "sleep 3; exit 3")
+    path = write_kubeconfig(tmp_path / "config", "https://127.0.0.1:1", user)
+    with pytest.raises(BackendError, match="no credentials within"):
+        open_connection(profile_of(path))
+
+
+def test_a_pipe_is_no_kubeconfig(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Timer(
+        3, lambda: (tmp_path / "pipe").write_text("{}")
+    )  # so that nothing waits for ever
+    writer.daemon = True
+    writer.start()
+    with pytest.raises(BackendError, match="no regular file"):
+        open_connection(profile_of(tmp_path / "pipe"))
+    writer.cancel()
 
 
 def test_a_credential_plugins_token_is_sent_and_asked_for_anew_when_it_expires(

@@ -142,7 +142,8 @@ def test_pull_secrets_are_looked_for(stub: KubernetesStub, tmp_path: Path) -> No
 
 
 def test_each_missing_right_is_named(stub: KubernetesStub, tmp_path: Path) -> None:
-    stub.fail("POST", REVIEWS, status=201, body={"status": {"allowed": False}}, times=5)
+    no = {"kind": "SelfSubjectAccessReview", "metadata": {}, "status": {"allowed": False}}
+    stub.fail("POST", REVIEWS, status=201, body=no, times=5)
     by_name = found(stub, tmp_path)
     jobs = by_name["right on jobs.batch"]
     assert jobs.outcome == "failed"

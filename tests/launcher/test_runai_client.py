@@ -173,6 +173,14 @@ def test_a_question_is_repeated_with_jitter(
     assert waits[1] <= 2 * QUICK.backoff_s
 
 
+def test_headers_that_drip_have_an_end(stub: RunaiStub, client: RunaiClient) -> None:
+    client.sign_in()
+    stub.faults.append(Fault("drip", part="/trainings"))
+    error = refused(stub, lambda: client.post(TRAININGS), "failed", OutcomeUnknownError)
+    assert "did not end within 0.5 s" in f"{error.what} {error.why}"
+    assert client.get("/api/v1/clusters")  # over another connection
+
+
 @pytest.mark.parametrize("kind", ["429", "503", "reset"])
 def test_a_question_is_not_repeated_for_ever(
     stub: RunaiStub, client: RunaiClient, waits: Waits, kind: str
