@@ -118,7 +118,6 @@ class JobReader:
         among them. Events are asked for where a Job has no pod at all: a list then says why, as ``facts``
         does. Raises as that.
         """
-        """
         items = self.api.list(self.path(), labelSelector=RUN_LABEL).get("items") or []
         digests = {run: _Digest.of(generations) for run, generations in generations_by_run(items).items()}
         del items  # hundreds of Jobs and their pods need not be in memory together
