@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from influence.rundir import RunSpec
-from launcher.backends.job_facts import LOST_NODE_STEP, Finding
+from launcher.backends.job_facts import LOST_NODE_STEP
 from launcher.backends.kubernetes_api import KubernetesApi, Object
 from launcher.backends.kubernetes_errors import api_path
 from launcher.backends.pod_facts import PodFacts, pod_facts
+from launcher.backends.pod_obstacles import Finding
 from launcher.backends.run_document import document_of_pod
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL

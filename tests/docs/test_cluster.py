@@ -57,9 +57,10 @@ def test_the_profiles_are_what_the_launcher_reads(tmp_path: Path) -> None:
     file = tmp_path / "launcher.yaml"
     file.write_text(block)
     clusters = read_clusters([file])
-    assert {profile.backend for profile in clusters.profiles.values()} == set(BACKENDS) - {"local"}
-    assert clusters.default in clusters.profiles
-    for profile in clusters.profiles.values():
+    profiles = {name: clusters.profile(name) for name in clusters.names}
+    assert {profile.backend for profile in profiles.values()} == set(BACKENDS) - {"local"}
+    assert clusters.default in profiles
+    for profile in profiles.values():
         PresetLibrary().resolve("alltoken-timing", site=profile.layer())
 
 

@@ -21,6 +21,7 @@ from tests.launcher.test_render_job import run_of
 CORE = "/api/v1/namespaces/lab"
 NODES = "/api/v1/nodes"
 REVIEWS = "selfsubjectaccessreviews$"
+NOT_ALLOWED = {"kind": "SelfSubjectAccessReview", "metadata": {}, "status": {"allowed": False}}
 
 
 @pytest.fixture
@@ -142,8 +143,7 @@ def test_pull_secrets_are_looked_for(stub: KubernetesStub, tmp_path: Path) -> No
 
 
 def test_each_missing_right_is_named(stub: KubernetesStub, tmp_path: Path) -> None:
-    no = {"kind": "SelfSubjectAccessReview", "metadata": {}, "status": {"allowed": False}}
-    stub.fail("POST", REVIEWS, status=201, body=no, times=5)
+    stub.fail("POST", REVIEWS, status=201, body=NOT_ALLOWED, times=5)
     by_name = found(stub, tmp_path)
     jobs = by_name["right on jobs.batch"]
     assert jobs.outcome == "failed"
@@ -155,7 +155,7 @@ def test_each_missing_right_is_named(stub: KubernetesStub, tmp_path: Path) -> No
 def test_a_namespace_without_any_right_is_one_failure(stub: KubernetesStub, tmp_path: Path) -> None:
     """As after a slip in its name: whoever may see only their own cannot see that it is not there."""
     stub.fail("GET", "/api/v1/namespaces/lab$", status=403, body=status(403, "Forbidden", "no"))
-    stub.fail("POST", REVIEWS, status=201, body={"status": {"allowed": False}}, times=10)
+    stub.fail("POST", REVIEWS, status=201, body=NOT_ALLOWED, times=10)
     by_name = found(stub, tmp_path)
     assert list(by_name) == ["API server", "namespace lab", "rights"]
     assert by_name["rights"].detail == (
@@ -172,12 +172,12 @@ def test_a_namespace_that_is_not_there_ends_the_checks(stub: KubernetesStub, tmp
 def test_a_right_that_the_chart_gives_by_an_option_is_told_with_it(
     stub: KubernetesStub, tmp_path: Path
 ) -> None:
-    stub.fail("POST", REVIEWS, status=201, body={"status": {"allowed": False}}, times=1)
+    stub.fail("POST", REVIEWS, status=201, body=NOT_ALLOWED, times=1)
     jobs = found(stub, tmp_path)["right on jobs.batch"]
     assert "=true" not in str(jobs.next_step)
     (kueue,) = rights(KubernetesApi(stub.profile(tmp_path)), "lab", KUEUE_RIGHTS)
     assert kueue.outcome == "ok"
-    stub.fail("POST", REVIEWS, status=201, body={"status": {"allowed": False}}, times=3)
+    stub.fail("POST", REVIEWS, status=201, body=NOT_ALLOWED, times=3)
     (kueue,) = rights(KubernetesApi(stub.profile(tmp_path)), "lab", KUEUE_RIGHTS)
     assert "charts/influence makes with kueue.enabled=true" in str(kueue.next_step)
     stub.fail("GET", "^/api/v1/nodes$", status=403, body=status(403, "Forbidden", "no"))
