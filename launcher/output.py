@@ -64,7 +64,7 @@ def stderr_is_terminal() -> bool:
 def terminal_width(*, err: bool = False) -> int | None:
     """The columns of the terminal that standard output (or error) is; None where it is none."""
     stream = sys.stderr if err else sys.stdout
-    if not stream.isatty():
+    if stream is None or not stream.isatty():  # None: it was closed before we began
         return None
     if os.environ.get("COLUMNS", "").isdecimal():
         return int(os.environ["COLUMNS"]) or None
