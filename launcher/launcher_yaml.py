@@ -55,6 +55,11 @@ class Clusters:
         """Of all clusters, in the order of the files."""
         return list(self._profiles)
 
+    @property
+    def profiles(self) -> dict[str, Profile]:
+        """Every cluster's; SpecError where one is wrong."""
+        return {name: self.profile(name) for name in self.names}
+
     def of_backend(self, backend: str) -> list[str]:
         """The names of the clusters that say that they are of a backend, valid or not."""
         return [name for name, each in self._profiles.items() if _mapping(each).get("backend") == backend]

@@ -7,6 +7,7 @@ that a pipe sees results only. ``rich`` is imported only where a terminal shows 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -60,14 +61,42 @@ def stderr_is_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+def terminal_width(*, err: bool = False) -> int | None:
+    """The columns of the terminal that standard output (or error) is; None where it is none."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is None or not stream.isatty():  # None: it was closed before we began
+        return None
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return int(os.environ["COLUMNS"]) or None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def shortened(text: str, width: int) -> str:
+    """``text``, or as much of it as fits into ``width`` columns with ``...`` at its end."""
+    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
+
+
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    width: int | None = None,
+) -> list[str]:
     """Aligned columns as lines.
 
     Args:
         headers: one title a column.
         rows: cells as text, one sequence a row, each as long as ``headers``.
         right: indices of right-aligned columns.
+        width: the columns of the terminal. The last cells are shortened to it, or stand below their rows
+            where too little room is left beside them. None: everything stays whole.
     """
+    if width is not None and rows:
+        return _fitted(headers, [[one_line(cell) for cell in row] for row in rows], right, width)
     widths = [max(len(h), *(len(r[i]) for r in rows)) if rows else len(h) for i, h in enumerate(headers)]
 
     def line(cells: Sequence[str]) -> str:
@@ -78,3 +107,20 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
         return "  ".join(parts).rstrip()
 
     return [line(headers), line(["-" * w for w in widths]), *(line(r) for r in rows)]
+
+
+_LEAST_ROOM = 30
+
+
+def _fitted(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], width: int
+) -> list[str]:
+    used = sum(max(len(headers[i]), *(len(row[i]) for row in rows)) + 2 for i in range(len(headers) - 1))
+    room = width - used
+    longest = max(len(headers[-1]), *(len(row[-1]) for row in rows))
+    if room >= min(longest, _LEAST_ROOM):
+        return table(headers, [[*row[:-1], shortened(row[-1], room)] for row in rows], right=right)
+    heading, rule, *lines = table(headers[:-1], [row[:-1] for row in rows], right=right)
+    below = [f"  {shortened(row[-1], width - 2)}" for row in rows]
+    pairs = zip(lines, below, strict=True)
+    return [heading, rule, *(line for pair in pairs for line in pair if line.strip())]

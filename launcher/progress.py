@@ -6,8 +6,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC
 from typing import TYPE_CHECKING, Protocol
 
+from influence.rundir.clock import parse_time
 from influence.rundir.errors import RunDirError
 from launcher.errors import BackendError
 from launcher.output import note, one_line, stderr_is_terminal
@@ -112,7 +114,7 @@ def live_lines() -> Iterator[Callable[[list[str]], None]]:
 @contextmanager
 def _display() -> Iterator[Display]:
     if not stderr_is_terminal():
-        yield _Lines()
+        yield Changes()
         return
     from rich.console import Console
     from rich.live import Live
@@ -140,7 +142,7 @@ class _Bar:
         self._progress = progress
         self._live = live
         self._task = progress.add_task("", total=None)
-        self._changes = _Lines(lambda line: live.console.print(line, markup=False, highlight=False))
+        self._changes = Changes(lambda line: live.console.print(line, markup=False, highlight=False))
 
     def show(self, status: RunStatus, log_line: Callable[[RunStatus], str]) -> None:
         from rich.console import Group
@@ -159,7 +161,7 @@ class _Bar:
         self._live.update(Group(self._progress, last))
 
 
-class _Lines:
+class Changes:
     """One line whenever the state, the attempt or the number of steps changes, or the reason for the state,
     and what a person can do about it below.
 
@@ -172,7 +174,8 @@ class _Lines:
         self._reasons: set[str] = set()
         self._advice: str | None = None
 
-    def show(self, status: RunStatus, log_line: Callable[[RunStatus], str]) -> None:
+    def show(self, status: RunStatus, log_line: Callable[[RunStatus], str] = lambda _: "") -> None:
+        """Write what is new in a status."""
         now = (status.state, status.attempt, status.steps_committed, status.total_steps)
         if now != self._shown:
             self._shown = now
@@ -217,6 +220,17 @@ def age(seconds: float) -> str:
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.0f} d"
+
+
+def moment(time_text: str) -> str:
+    """A time in UTC and whole seconds, whatever form its writer gave it: ``2026-02-21T09:30:00Z``.
+
+    What is no time is left as it is.
+    """
+    try:
+        return f"{parse_time(time_text).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError):
+        return time_text
 
 
 def wandb_line(status: RunStatus) -> str | None:

@@ -166,7 +166,8 @@ class RunStatus:
     charged_retries: int | None = None
     backoff_limit: int | None = None
     last_step_age_s: float | None = None
-    started_at: str | None = None
+    submitted_at: str | None = None
+    """ISO 8601, UTC: when the backend took the run; whether anything has started, the state says."""
     wandb_url: str | None = None
     wandb_mode: str | None = None
 
@@ -219,14 +220,23 @@ def derive(backend: BackendFacts, run: RunFacts, *, now_s: float) -> RunStatus:
         spec_hash=run.spec_hash,
         steps_committed=run.num_committed if readable and run.total_steps is not None else None,
         total_steps=run.total_steps,
-        attempt=run.attempt if run.attempt is not None else backend.num_attempts or None,
+        attempt=_attempt(backend, run),
         charged_retries=backend.num_charged,
         backoff_limit=run.backoff_limit,
         last_step_age_s=age_s,
-        started_at=backend.started_at,
+        submitted_at=backend.started_at,
         wandb_url=run.wandb_url,
         wandb_mode=run.wandb_mode,
     )
+
+
+def _attempt(backend: BackendFacts, run: RunFacts) -> int | None:
+    """The latest attempt; none before the first has started, though a pod of it may wait for a node."""
+    if run.attempt is not None:
+        return run.attempt
+    if backend.phase is Phase.QUEUED and (backend.num_attempts or 0) <= 1:
+        return None
+    return backend.num_attempts or None
 
 
 def _state(backend: BackendFacts, run: RunFacts) -> tuple[State, str]:

@@ -52,6 +52,8 @@ class AttemptFacts:
     started_at: str | None = None
     ended_at: str | None = None
     """ISO 8601, UTC."""
+    begun: bool = True
+    """False while its process has not started: its pod waits, and ``started_at`` is the pod's."""
     exit_code: int | None = None
     """0..255, or ``-signal``; None while it goes on, or where nothing exited."""
     ended_by: str | None = None

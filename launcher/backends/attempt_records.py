@@ -40,7 +40,17 @@ def merged(told: Sequence[AttemptFacts], records: Mapping[int, AttemptRecord]) -
         met.add(record.number)
         found.append(_with_record(facts, record))
     found += [_of_record(record) for number, record in records.items() if number not in met]
-    return sorted(found, key=lambda facts: facts.started_at or "")
+    return _in_order(found)
+
+
+def _in_order(found: Sequence[AttemptFacts]) -> list[AttemptFacts]:
+    """By time, and those with a number among themselves by number, which is claimed at the start.
+
+    Times alone would not do: some are in whole seconds, and attempts can be shorter than that.
+    """
+    by_time = sorted(found, key=lambda facts: (facts.started_at or "").partition("+")[0].removesuffix("Z"))
+    numbered = iter(sorted((each for each in found if each.number), key=lambda each: each.number or 0))
+    return [next(numbered) if each.number else each for each in by_time]
 
 
 def _with_record(facts: AttemptFacts, record: AttemptRecord) -> AttemptFacts:
@@ -55,6 +65,7 @@ def _with_record(facts: AttemptFacts, record: AttemptRecord) -> AttemptFacts:
         facts,
         number=record.number,
         ended_by=ended_by,
+        begun=True,
         pod=facts.pod or own.pod,
         started_at=facts.started_at or own.started_at,
         ended_at=facts.ended_at or own.ended_at,

@@ -107,6 +107,7 @@ class PodFacts:
             pod=self.name,
             started_at=self.started_at or self.created_at,
             ended_at=self.ended_at if self.ended else None,
+            begun=self.started_at is not None or self.ended or self.phase == "Running",
             exit_code=self.exit_code,
             ended_by=self.ended_by,
             verdict=self.verdict,

@@ -9,10 +9,11 @@ from influence.rundir.exits import Verdict
 from launcher.backends import AttemptFacts, Event
 from launcher.commands.options import Place, output_option, place_options
 from launcher.errors import ExitCode
-from launcher.output import emit, note
-from launcher.progress import age, progress_parts
+from launcher.output import emit, note, one_line, shortened, terminal_width
+from launcher.progress import age, moment, progress_parts
 from launcher.story import AttemptStory, Story, tell
 
+_PIPED_WIDTH = 200
 _COUNTED = {
     Verdict.DONE: "not charged",
     Verdict.FATAL: "fails the run at once",
@@ -39,18 +40,19 @@ def command(run: str, num_lines: int, place: Place, output_format: str) -> int:
     story = tell(place.open(), run, num_lines=num_lines)
     for gap in story.gaps:
         note(f"not known: {gap}")
-    emit(output_format, story.to_dict(), lambda: _lines(story))
+    width = terminal_width() or _PIPED_WIDTH
+    emit(output_format, story.to_dict(), lambda: _lines(story, width))
     return int(ExitCode.OK)
 
 
-def _lines(story: Story) -> list[str]:
+def _lines(story: Story, width: int) -> list[str]:
     status = story.status
     lines = [
         f"{status.run}: {status.state} ({status.reason})",
         f"  {', '.join(progress_parts(status))}",
     ]
     for attempt in story.attempts:
-        lines += ["", *_attempt_lines(attempt)]
+        lines += ["", *_attempt_lines(attempt, width)]
     if not story.attempts:
         lines += ["", "no attempt is known yet"]
     if story.warnings:
@@ -60,7 +62,7 @@ def _lines(story: Story) -> list[str]:
     return lines
 
 
-def _attempt_lines(attempt: AttemptStory) -> list[str]:
+def _attempt_lines(attempt: AttemptStory, width: int) -> list[str]:
     facts = attempt.facts
     name = "an attempt without a number" if facts.number is None else f"attempt {facts.number}"
     lines = [f"{name}: {facts.where}", f"  when:   {_when(facts)}"]
@@ -71,14 +73,17 @@ def _attempt_lines(attempt: AttemptStory) -> list[str]:
     if facts.decision:
         lines.append(f"  then:   {facts.decision}")
     if attempt.log_lines:
-        first, *others = attempt.log_lines
+        # A line of verl's metrics has thousands of characters; `launcher logs` prints it whole.
+        first, *others = (shortened(one_line(line), width - 10) for line in attempt.log_lines)
         lines += [f"  log:    {first}", *(f"          {line}" for line in others)]
     return lines
 
 
 def _ended(facts: AttemptFacts) -> str:
     if facts.ended_by is None:
-        return "it goes on" if facts.ended_at is None else "not known how"
+        if facts.ended_at is not None:
+            return "not known how"
+        return "it goes on" if facts.begun else "it has not started yet"
     counted = "" if facts.decision or facts.verdict is None else f" ({_COUNTED[facts.verdict]})"
     return f"{facts.ended_by}{counted}"
 
@@ -87,15 +92,16 @@ def _when(facts: AttemptFacts) -> str:
     if facts.started_at is None:
         return "never started"
     if facts.ended_at is None:
-        return f"from {facts.started_at}"
+        return f"{'from' if facts.begun else 'made'} {moment(facts.started_at)}"
     try:
         seconds = (parse_time(facts.ended_at) - parse_time(facts.started_at)).total_seconds()
     except ValueError:
         return f"{facts.started_at} to {facts.ended_at}"
-    return f"{facts.started_at} to {facts.ended_at}, {age(max(0.0, seconds))}"
+    return f"{moment(facts.started_at)} to {moment(facts.ended_at)}, {age(max(0.0, seconds))}"
 
 
 def event_line(event: Event) -> str:
     """One event: when, what about, the backend's word and its message."""
     times = f" ({event.count} times)" if event.count > 1 else ""
-    return f"{event.at}  {event.about}: {event.reason}{f': {event.message}' if event.message else ''}{times}"
+    message = f": {event.message}" if event.message else ""
+    return f"{moment(event.at)}  {event.about}: {event.reason}{message}{times}"

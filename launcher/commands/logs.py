@@ -17,8 +17,10 @@ from launcher.commands.options import Place, output_option, place_options
 from launcher.errors import BackendError, ExitCode, NotFoundError
 from launcher.lifecycle import run_status
 from launcher.output import note, printable
+from launcher.progress import Changes
 from launcher.rundir_errors import run_dir_errors
 from launcher.site import Site
+from launcher.states import State
 
 _POLL_S = 0.5
 # Colours and styles: harmless, but worth nothing once other sequences are escaped around them.
@@ -85,6 +87,7 @@ def _followed(site: Site, run: str, only: int | None) -> Iterator[tuple[int, byt
     """
     current, offset_bytes = only, 0
     cut_off = False
+    waiting = Changes()
     while True:
         status = run_status(site, run)
         try:
@@ -111,7 +114,11 @@ def _followed(site: Site, run: str, only: int | None) -> Iterator[tuple[int, byt
             current, offset_bytes = later[0], 0
             continue
         if status.settled:
+            if current is None:
+                note(f"no attempt of {run} has a log: {status.state} ({status.reason})")
             return
+        if current is None or status.state is not State.RUNNING:  # why nothing comes
+            waiting.show(status)
         if current is not None:
             yield current, b""
         time.sleep(_POLL_S)

@@ -61,7 +61,8 @@ class Place:
 
 cluster_option = click.option(
     "--cluster", metavar="NAME", envvar=CLUSTER_VARIABLE, show_envvar=True,
-    help="Where the run executes: a cluster of launcher.yaml, or local, this machine.",
+    help="Where the run executes: a cluster of launcher.yaml; local: this machine; kubernetes, kuberay: the "
+    "cluster of the kubeconfig's current context.",
 )  # fmt: skip
 
 config_option = click.option(

@@ -10,7 +10,7 @@ import click
 from launcher.commands.options import cluster_option, config_option, output_option
 from launcher.commands.preset_options import jobs_option, overlay_option, set_option
 from launcher.errors import SpecError
-from launcher.output import emit, table
+from launcher.output import emit, table, terminal_width
 from launcher.profiles import choose_profile
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def list_presets(jobs_dirs: tuple[Path, ...], output_format: str) -> None:
                 [e["name"], e["file"], f"broken: {e['error']}" if e["error"] else e["description"]]
                 for e in entries
             ]
-            lines += [*table([title.upper(), "FILE", "DESCRIPTION"], rows), ""]
+            lines += [*table([title.upper(), "FILE", "DESCRIPTION"], rows, width=terminal_width()), ""]
         return [*lines, "launcher presets show NAME prints one resolved."]
 
     emit(output_format, document, plain)

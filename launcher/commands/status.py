@@ -10,8 +10,8 @@ import click
 from launcher.commands.options import Place, output_option, place_options
 from launcher.errors import BackendError, ExitCode, UsageError
 from launcher.lifecycle import run_status, run_statuses
-from launcher.output import emit, note, one_line, table
-from launcher.progress import age, follow, live_lines, progress_parts, wandb_line
+from launcher.output import emit, note, one_line, table, terminal_width
+from launcher.progress import age, follow, live_lines, moment, progress_parts, wandb_line
 from launcher.site import Site
 from launcher.states import RunStatus, State
 
@@ -72,7 +72,11 @@ def _all_runs(site: Site, output_format: str, *, watch: bool, timeout_s: float |
     if not statuses and output_format == "text":
         note(f"no runs in {site}; `{site.suggest('submit', '--preset', 'NAME')}` starts one")
         return int(ExitCode.OK)
-    emit(output_format, [status.to_dict() for status in statuses], lambda: table_lines(statuses))
+    emit(
+        output_format,
+        [status.to_dict() for status in statuses],
+        lambda: table_lines(statuses, width=terminal_width()),
+    )
     return int(ExitCode.OK)
 
 
@@ -81,7 +85,7 @@ def _watch_all(site: Site, statuses: list[RunStatus], timeout_s: float | None) -
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with live_lines() as show:
         while True:
-            show([one_line(line) for line in table_lines(statuses)])
+            show([one_line(line) for line in table_lines(statuses, width=terminal_width(err=True))])
             late = deadline is not None and time.monotonic() >= deadline
             if late or all(status.settled for status in statuses):
                 return statuses
@@ -101,8 +105,8 @@ def _unknown(status: RunStatus, error: BackendError) -> RunStatus:
     )
 
 
-def table_lines(statuses: list[RunStatus]) -> list[str]:
-    """One line a run."""
+def table_lines(statuses: list[RunStatus], *, width: int | None = None) -> list[str]:
+    """One line a run; ``width`` as ``launcher.output.table`` takes it."""
     headers = ["RUN", "STATE", "STEPS", "ATTEMPT", "LAST STEP", "W&B", "REASON"]
     rows = [
         [
@@ -119,7 +123,7 @@ def table_lines(statuses: list[RunStatus]) -> list[str]:
     if not any(status.wandb_url for status in statuses):
         for row in (headers, *rows):
             del row[5]
-    return table(headers, rows, right=(2, 3))
+    return table(headers, rows, right=(2, 3), width=width)
 
 
 def detail_lines(status: RunStatus) -> list[str]:
@@ -132,7 +136,7 @@ def detail_lines(status: RunStatus) -> list[str]:
         ("progress", ", ".join(progress_parts(status))),
         ("preset", preset),
         ("backend", status.backend),
-        ("started", status.started_at),
+        ("submitted", None if status.submitted_at is None else moment(status.submitted_at)),
         ("W&B", wandb_line(status)),
         ("directory", status.run_dir or status.storage),
         ("next", status.advice),

@@ -139,7 +139,7 @@ def test_an_image_that_cannot_be_pulled_is_stalled_and_named(user: User) -> None
     user.submit(RUN, "registry.example/missing/image:1")
     status = user.wait_for_state(RUN, "STALLED")
     assert "registry.example/missing/image:1" in status["reason"]
-    assert status["next_command"]
+    assert status["next_step"]
 
 
 def test_a_run_that_fits_no_node_is_pending_in_the_schedulers_words(bench: Bench, user: User) -> None:

@@ -11,8 +11,11 @@ import pytest
 
 from influence.rundir import RunPaths, Verdict, claim_attempt, create_run
 from launcher.backends import AttemptFacts, Event
+from launcher.backends.attempt_records import merged
+from launcher.commands.explain import event_line
 from launcher.commands.options import Place
 from launcher.group import run as run_launcher
+from launcher.progress import moment
 from launcher.site import Site
 from launcher.states import Phase
 from launcher.story import tell
@@ -86,7 +89,7 @@ def test_as_text(cluster: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert lines[0] == f"{RUN}: RUNNING (the trainer runs)"
     assert "an attempt without a number: pod pod-a on node gpu-3" in lines
     assert "  ended:  evicted: the node was low on memory (not charged)" in lines
-    assert "  when:   2026-02-21T09:00:00.000+00:00 to 2026-02-21T09:30:00.000+00:00, 30 min" in lines
+    assert "  when:   2026-02-21T09:00:00Z to 2026-02-21T09:30:00Z, 30 min" in lines
     assert "  ended:  failed (exit code 3): CUDA out of memory" in lines
     assert "  then:   started again, charged: retry 1 of 2" in lines
     assert "  log:    one" in lines
@@ -94,6 +97,55 @@ def test_as_text(cluster: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "  2026-02-21T09:30:00Z  Pod pod-a: Evicted: low on memory (3 times)" in lines
     assert "\x1b" not in out
     assert "goes\\x1b[2J on" in out
+
+
+def test_long_lines_are_shortened_to_the_terminal_or_to_200(
+    cluster: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server(cluster).logs = {(RUN, 1): b"step:1 - " + b"x" * 5500 + b"\nshort\n"}
+    out, _ = explained(cluster, monkeypatch, capsys)
+    lines = out.splitlines()
+    long = next(line for line in lines if "step:1" in line)
+    assert (len(long), long[:18], long[-4:]) == (200, "  log:    step:1 -", "x...")
+    assert "          short" in lines
+    monkeypatch.setattr("launcher.commands.explain.terminal_width", lambda: 60)
+    out, _ = explained(cluster, monkeypatch, capsys)
+    assert max(len(line) for line in out.splitlines() if "step:1" in line) == 60
+    out, _ = explained(cluster, monkeypatch, capsys, "--output", "json")
+    assert "x" * 5500 in out
+
+
+def test_a_pod_that_waits_for_a_node_has_not_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = submitted(fake_site())
+    pod = facts("pod-a", started_at="2026-02-21T09:00:00Z", begun=False)
+    server(site).objects[RUN][-1].history[:] = [pod]
+    out, _ = explained(site, monkeypatch, capsys)
+    assert "  when:   made 2026-02-21T09:00:00Z" in out
+    assert "  ended:  it has not started yet" in out
+    assert "attempt 1" not in out.splitlines()[1]
+    server(site).becomes(RUN, Phase.EXECUTING)
+    assert "attempt 1" in explained(site, monkeypatch, capsys)[0].splitlines()[1]
+
+
+def test_attempts_of_one_second_are_told_in_the_order_of_their_numbers() -> None:
+    told = [
+        facts("c", number=3, started_at="2026-02-21T09:00:07.900Z"),
+        facts("d", number=4, started_at="2026-02-21T09:00:07Z"),
+        facts("lost", started_at="2026-02-21T09:00:05Z"),
+        facts("a", number=1, started_at="2026-02-21T09:00:05.100+00:00"),
+    ]
+    assert [each.pod for each in merged(told, {})] == ["lost", "a", "c", "d"]
+
+
+def test_times_of_events_have_one_form() -> None:
+    lines = [
+        event_line(Event(at=at, about="Job x", reason="R", message="m"))
+        for at in ("2026-02-21T09:30:36Z", "2026-02-21T09:30:36.872287Z", "2026-02-21T10:30:36+01:00")
+    ]
+    assert set(lines) == {"2026-02-21T09:30:36Z  Job x: R: m"}
+    assert moment("some day") == "some day"
 
 
 def test_as_json_and_without_lines(

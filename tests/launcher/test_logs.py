@@ -21,9 +21,13 @@ from hypothesis import strategies as st
 from influence.rundir import claim_attempt
 from launcher.backends.local import LocalBackend
 from launcher.commands import logs
+from launcher.commands.options import Place
 from launcher.errors import ExitCode
 from launcher.group import run as run_launcher
+from launcher.states import Phase
+from tests.launcher.fake_backend import fake_site
 from tests.launcher.local_run import GENEROUS_S, LocalRun, launcher, python_path, wait_for
+from tests.launcher.test_site import RUN, server, submitted
 
 
 @pytest.fixture
@@ -176,3 +180,27 @@ def test_a_run_that_may_not_be_read_is_the_backends_trouble(
     monkeypatch.setattr(LocalBackend, "attempts", forbidden)
     assert run_launcher(["logs", local_run.name, "--root", str(local_run.root)]) == ExitCode.BACKEND
     assert f"error: {local_run.paths.attempts_dir}: Permission denied" in capsys.readouterr().err
+
+
+def test_following_a_run_that_waits_says_why_once_a_change(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    site = submitted(fake_site())
+    backend = server(site)
+    polls = iter(
+        [
+            lambda: backend.becomes(RUN, Phase.QUEUED, "its pod waits for the scheduler"),
+            lambda: None,
+            lambda: backend.becomes(RUN, Phase.QUEUED, "no node takes its pod"),
+            lambda: None,
+            lambda: backend.logs.update({(RUN, 1): b"hello\n"}),
+            lambda: backend.becomes(RUN, Phase.COMPLETED),
+        ]
+    )
+    monkeypatch.setattr(Place, "open", lambda *_: site)
+    monkeypatch.setattr(logs.time, "sleep", lambda _: next(polls)())
+    assert run_launcher(["logs", RUN, "-f"]) == 0
+    captured = capfd.readouterr()
+    assert captured.out == "hello\n"
+    told = [line.partition("PENDING")[2].rpartition(": ")[2] for line in captured.err.splitlines()]
+    assert told == ["waits for a node", "its pod waits for the scheduler", "no node takes its pod"]

@@ -93,6 +93,17 @@ def test_a_pod_that_goes_on_has_no_end() -> None:
     assert (attempt.ended_at, attempt.started_at) == (None, "2026-02-21T11:00:00Z")
 
 
+def test_a_pod_that_waits_has_not_begun() -> None:
+    for item, begun in (
+        (pod("Pending"), False),
+        (pod("Pending", **waiting("ErrImagePull")), False),
+        (pod("Running"), True),
+        (pod("Failed", **terminated(3)), True),
+        (pod("Failed", **disrupted("Preempted")), True),
+    ):
+        assert pod_facts(item).attempt(number=None, decision=None).begun is begun
+
+
 def test_an_attempt_has_the_containers_times() -> None:
     attempt = pod_facts(pod("Failed", **terminated(3))).attempt(number=1, decision="started again")
     assert (attempt.started_at, attempt.ended_at) == ("2026-02-21T11:00:05Z", "2026-02-21T11:30:00Z")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from influence.rundir import RunPaths, RunSpec, create_run
 from launcher.backends import journal
+from launcher.commands.status import detail_lines, table_lines
 from launcher.errors import ExitCode
 from launcher.group import run as run_launcher
+from launcher.output import table, terminal_width
 from launcher.progress import age, progress_parts, wandb_line
 from launcher.states import RunStatus, State
 from tests.launcher.local_run import GENEROUS_S, REPOSITORY, SPEC, LocalRun, launcher, wait_for
@@ -282,3 +286,50 @@ def test_no_field_poses_as_further_lines(local_run: LocalRun, capsys: pytest.Cap
         assert "x\\nstate:     SUCCEEDED\\u202e\\u2066\\u200f" in told
         assert not any(line.startswith("state:     SUCCEEDED") for line in told.split("\n"))
         assert not set(told) & set("\u202e\u2066\u200f")
+
+
+# --- tables and terminals
+
+
+@pytest.mark.parametrize("width", [200, 110, 80, 40])
+def test_a_table_fits_its_terminal(width: int) -> None:
+    """Beside the others where there is room for words, else below its row; and never hidden."""
+    reason = "no node takes its pod: " + "0/3 nodes are available, " * 20
+    statuses = [some_status(reason=reason), some_status(run="infl-a-much-longer-name-0221", reason="short")]
+    whole = table_lines(statuses)
+    lines = table_lines(statuses, width=width)
+    assert max(map(len, whole)) > 200
+    others = table_lines([replace(status, reason="") for status in statuses])
+    assert max(len(line) for line in lines) <= max(width, *map(len, others))
+    assert sum("no node takes" in line for line in lines) == sum("short" in line for line in lines) == 1
+    assert any(line.endswith("...") for line in lines)
+    assert len(lines) == (4 if width >= 110 else 6)
+
+
+def test_a_table_that_fits_is_left_as_it_is() -> None:
+    rows = [["a", "short"], ["b", ""]]
+    assert table(["X", "REASON"], rows, width=20) == table(["X", "REASON"], rows)
+
+
+def test_the_width_is_a_terminal_s_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "77")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}", Stream(terminal=False))
+    assert terminal_width() is None
+    monkeypatch.setattr("sys.stdout", Stream(terminal=True))
+    assert (terminal_width(), terminal_width(err=True)) == (77, None)
+
+
+class Stream(io.StringIO):
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def test_when_a_run_was_submitted_is_no_start() -> None:
+    lines = detail_lines(some_status(submitted_at="2026-02-21T09:30:00.123Z", state=State.PENDING))
+    assert "submitted: 2026-02-21T09:30:00Z" in lines
+    assert not any(line.startswith("started") for line in lines)
