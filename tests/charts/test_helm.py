@@ -162,6 +162,9 @@ def test_notes_hold_a_profile_that_fits(helm: Helm, tmp_path: Path, case: str) -
     else:
         assert (cluster["service_account"], cluster["claim"]) == ("gpu-jobs", "shared-results")
     assert f"create secret generic {cluster['secret']} " in text
+    assert "ready for runs" not in text, "Helm has not looked at the claim"
+    assert f"get persistentvolumeclaim {cluster['claim']}\n" in text
+    assert "# data_claim: NAME" in block
     if case in ("kai", "kueue"):
         assert (cluster["scheduler"], cluster["queue"]) == (case, "tracing")
     if case != "existing":
