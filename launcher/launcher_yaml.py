@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,54 +20,99 @@ from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml, shown_pa
 
 _PATHS: tuple[tuple[str, ...], ...] = (("root",), ("kubeconfig",), ("runai", "ca_file"))
 _MAX_PROBLEMS = 12
+_REPAIR = "repair the file, or read another with --config FILE"
 
 
-@dataclass(frozen=True, slots=True)
 class Clusters:
-    """What the files say.
+    """What the files say; make one with `read_clusters`.
+
+    A cluster is checked when its profile is asked for: one that is half written does not stand in the way of
+    the others, nor of this machine.
 
     Attributes:
-        default: the cluster that is meant where none is named; None where the files do not say.
-        profiles: by name.
+        default: the cluster that is meant where none is named; None where the files do not say. Whether there
+            is such a cluster shows when its profile is asked for.
         source: the files, for messages.
     """
 
-    default: str | None
-    profiles: Mapping[str, Profile]
-    source: str
+    def __init__(self, layers: Sequence[YamlSource], source: str) -> None:
+        """
+        Raises:
+            SpecError: something is wrong outside of the single clusters.
+        """
+        data: dict[str, Any] = {}
+        places: dict[KeyPath, Place] = {(): Place(source)}
+        for layer in layers:
+            merge(data, places, layer)
+        self._layers, self._data, self._places, self.source = layers, data, places, source
+        clusters = data.get("clusters")
+        document = self._checked(data | ({"clusters": {}} if isinstance(clusters, dict) else {}))
+        self.default: str | None = document.default_cluster
+        self._profiles = _mapping(clusters)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all clusters, in the order of the files."""
+        return list(self._profiles)
+
+    def of_backend(self, backend: str) -> list[str]:
+        """The names of the clusters that say that they are of a backend, valid or not."""
+        return [name for name, each in self._profiles.items() if _mapping(each).get("backend") == backend]
+
+    def profile(self, name: str) -> Profile:
+        """One cluster's, by its name.
+
+        Raises:
+            SpecError: anything wrong with it, with its line.
+        """
+        for layer in self._layers:
+            _refuse_secrets(layer, name)
+        document = self._checked({"clusters": {name: self._profiles[name]}})
+        problems = list(broken_cluster_rules(document))
+        if problems:
+            raise self._error(problems)
+        return _profile(name, document, self._data, self._places)
+
+    def require_default(self) -> None:
+        """SpecError where ``default_cluster`` names none that there is."""
+        known = [*self.names, *IMPLICIT]
+        if self.default is not None and self.default not in known:
+            what = f"no such cluster; {_near(self.default, known)}"
+            raise self._error([Problem(("default_cluster",), what)])
+
+    def _checked(self, data: dict[str, Any]) -> LauncherYaml:
+        document, problems = validate_launcher_yaml(data)
+        if document is None:
+            raise self._error(problems)
+        return document
+
+    def _error(self, problems: Sequence[Problem]) -> SpecError:
+        return _error(problems, self._places, self.source)
 
 
 def read_clusters(files: Sequence[Path]) -> Clusters:
-    """Merge and check.
+    """Merge, and check what is outside of the single clusters.
 
     Args:
         files: later wins, key by key.
 
     Raises:
-        SpecError: anything wrong in a file, with its line.
+        SpecError: a file cannot be read, is no YAML, or has keys that mean nothing.
     """
-    source = " and ".join(shown_path(path) for path in files)
-    data: dict[str, Any] = {}
-    places: dict[KeyPath, Place] = {(): Place(source)}
-    for path in files:
-        layer = _read(path)
-        _refuse_secrets(layer)
-        merge(data, places, layer)
-    document, problems = validate_launcher_yaml(data)
-    if document is not None:
-        problems = [*broken_cluster_rules(document), *_default_problem(document)]
-    if document is None or problems:
-        raise _error(problems, places, source)
-    profiles = {name: _profile(name, document, data, places) for name in document.clusters}
-    return Clusters(document.default_cluster, profiles, source)
+    return Clusters([_read(path) for path in files], " and ".join(shown_path(path) for path in files))
 
 
 def _read(path: Path) -> YamlSource:
-    source = read_yaml(path, source=shown_path(path))
+    try:
+        source = read_yaml(path, source=shown_path(path))
+    except SpecError as error:
+        raise SpecError(error.what, why=error.why, next_step=error.next_step or _REPAIR) from error
     if source.data is None:
         return YamlSource({}, source.places)
     if not isinstance(source.data, dict):
-        raise SpecError(f"{source.places[()]}: must be a mapping with default_cluster and clusters")
+        raise SpecError(
+            f"{source.places[()]}: must be a mapping with default_cluster and clusters", next_step=_REPAIR
+        )
     for profile in _mapping(source.data.get("clusters")).values():
         for key_path in _PATHS:
             _make_absolute(profile, key_path, path.parent)
@@ -83,11 +128,11 @@ def _make_absolute(profile: Any, path: tuple[str, ...], folder: Path) -> None:
             profile[path[-1]] = os.path.normpath(folder.absolute() / Path(value).expanduser())
 
 
-def _refuse_secrets(layer: YamlSource) -> None:
-    """Each cluster on its own, so that a section's values are judged as a preset's are."""
-    for name, profile in _mapping(layer.data.get("clusters")).items():
-        if isinstance(profile, dict):
-            refuse_secrets(_part(profile, layer.places, ("clusters", name)))
+def _refuse_secrets(layer: YamlSource, name: str) -> None:
+    """As ``launcher.layers.refuse_secrets`` for one cluster, whose values are judged as a preset's are."""
+    profile = _mapping(layer.data.get("clusters")).get(name)
+    if isinstance(profile, dict):
+        refuse_secrets(_part(profile, layer.places, ("clusters", name)))
 
 
 def _part(data: dict[str, Any], places: Mapping[KeyPath, Place], above: KeyPath) -> YamlSource:
@@ -129,13 +174,6 @@ def _profile(name: str, document: LauncherYaml, data: Any, places: Mapping[KeyPa
     )
 
 
-def _default_problem(document: LauncherYaml) -> list[Problem]:
-    name, known = document.default_cluster, [*document.clusters, *IMPLICIT]
-    if name is None or name in known:
-        return []
-    return [Problem(("default_cluster",), f"no such cluster; {_near(name, known)}")]
-
-
 def _error(problems: Sequence[Problem], places: Mapping[KeyPath, Place], source: str) -> SpecError:
     lines = []
     for problem in problems[:_MAX_PROBLEMS]:
@@ -146,7 +184,7 @@ def _error(problems: Sequence[Problem], places: Mapping[KeyPath, Place], source:
         lines.append(f"{place.at(path)}: {problem.what}")
     if len(problems) > _MAX_PROBLEMS:
         lines.append(f"... and {len(problems) - _MAX_PROBLEMS} more")
-    return SpecError("\n".join(lines), next_step="repair the file, or read another with --config FILE")
+    return SpecError("\n".join(lines), next_step=_REPAIR)
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -13,11 +13,16 @@ from enum import StrEnum
 from influence import rundir
 from influence.rundir import RunDirError, RunPaths, RunSpec
 from launcher.errors import BackendError, ConflictError, NotFoundError, SpecError, UsageError
+from launcher.machine import enumerated
 from launcher.places import suggest
-from launcher.run_facts import facts_without_directory, read_facts
+from launcher.profiles import Profile, described_clusters, several_nodes_step
+from launcher.run_facts import facts_without_directory, read_facts, storage
 from launcher.rundir_errors import in_words, run_dir_errors
 from launcher.site import Site
 from launcher.states import BackendFacts, Phase, RunFacts, RunStatus, State, derive
+
+# Backends that execute a run as one pod.
+_ONE_POD = {"kubernetes": "a Job is one pod", "runai": "a training is one pod"}
 
 
 class Action(StrEnum):
@@ -44,6 +49,8 @@ class Plan:
     """The run as it is now; None when there is none."""
     run_dir: str | None
     """Its directory as this machine sees it; None where it does not."""
+    storage: str | None = None
+    """Where a cluster keeps that directory, in words; None on this machine."""
 
     @property
     def sentence(self) -> str:
@@ -78,10 +85,11 @@ def plan_submit(site: Site, run: RunSpec) -> Plan:
     for other in filter(None, existing):
         if other.spec_hash != run.spec_hash:
             raise _conflict(run.run, rundir.difference(other.spec, run.spec))
-    run_dir = None if paths is None else str(paths.root_dir)
+    run_dir = _seen_here(paths)
+    kept_in = None if site.local else storage(run)
     facts, run_facts = _observe(site, run.run, paths)
     if not any(existing) or run_facts is None:
-        return Plan(run=run, action=Action.CREATE, status=None, run_dir=run_dir)
+        return Plan(run=run, action=Action.CREATE, status=None, run_dir=run_dir, storage=kept_in)
     status = derive(facts, run_facts, now_s=time.time())
     if status.state is State.UNKNOWN:
         raise BackendError(
@@ -101,7 +109,7 @@ def plan_submit(site: Site, run: RunSpec) -> Plan:
         action = Action.RESTART
     else:
         action = Action.ADOPT
-    return Plan(run=run, action=action, status=status, run_dir=run_dir)
+    return Plan(run=run, action=action, status=status, run_dir=run_dir, storage=kept_in)
 
 
 def carry_out(site: Site, plan: Plan) -> bool:
@@ -132,20 +140,50 @@ def require_room(site: Site, run: RunSpec, request: Sequence[str]) -> None:
     refusal = site.backend.refusal(run)
     if refusal is None:
         return
-    elsewhere = suggest("render", *request, "--backend", "kubernetes")
+    several = run.spec["hardware"].get("nodes", 1) > 1
     on_a_cpu = site.suggest("submit", *request, "--overlay", "tiny-cpu")
-    fits = refusal.device == "cuda" and "tiny-cpu" not in run.spec["overlays"]
+    fits = refusal.device == "cuda" and "tiny-cpu" not in run.spec["overlays"] and not several
     if not site.local:
         next_step = f"{site.suggest('doctor', *request)} (looks at everything that a run needs there)"
+    elif several:
+        next_step = several_nodes_step()
     elif fits:
-        next_step = f"{on_a_cpu} (the same job, small, on a CPU), or `{elsewhere}` for a cluster's Job"
+        next_step = f"{on_a_cpu} (the same job, small, on a CPU), or {_on_a_cluster(request)}"
     else:
-        next_step = f"free or add it, or choose smaller settings with --set hardware...=..., or `{elsewhere}`"
+        next_step = (
+            "free or add it, or choose smaller settings with --set hardware...=..., or "
+            f"{_on_a_cluster(request)}"
+        )
     raise BackendError(
         f"preset '{run.spec['preset']}' cannot run on the backend '{site.backend.name}'",
-        why="it needs " + ", and ".join(refusal.lacking),
+        why=f"it needs {enumerated(refusal.lacking)}",
         next_step=next_step,
     )
+
+
+def require_nodes(profile: Profile, run: RunSpec) -> None:
+    """Refuse a run of several nodes on a cluster whose runs are one pod each; asks no server.
+
+    Raises:
+        SpecError: names the clusters that would take it.
+    """
+    nodes = run.spec["hardware"]["nodes"]
+    if nodes == 1 or profile.backend not in _ONE_POD:
+        return
+    raise SpecError(
+        f"hardware.nodes is {nodes}, and cluster '{profile.name}' is of the backend {profile.backend}, where "
+        f"{_ONE_POD[profile.backend]}",
+        next_step=several_nodes_step(),
+    )
+
+
+def _on_a_cluster(request: Sequence[str]) -> str:
+    """How the same run goes to a cluster, in words."""
+    clusters = described_clusters()
+    if clusters is None or not clusters.names:
+        return "describe a cluster in launcher.yaml, and choose it with --cluster"
+    others = f" (or {', '.join(clusters.names[1:])})" if clusters.names[1:] else ""
+    return f"`{suggest('submit', *request, '--cluster', clusters.names[0])}`{others}"
 
 
 def run_status(site: Site, run: str) -> RunStatus:
@@ -160,9 +198,20 @@ def run_status(site: Site, run: str) -> RunStatus:
         facts, run_facts = _observe(site, run, site.paths(run))
     if run_facts is None:
         raise NotFoundError(
-            f"no run '{run}' in {site}", next_step=f"{site.suggest('status')} (lists the runs there are)"
+            f"no run '{run}' in {site}",
+            why=elsewhere(site),
+            next_step=f"{site.suggest('status')} (lists the runs there are)",
         )
     return derive(facts, run_facts, now_s=time.time())
+
+
+def elsewhere(site: Site) -> str | None:
+    """Where a run may be that is not in this place, in words; None where no other place is described."""
+    clusters = described_clusters()
+    others = [name for name in (clusters.names if clusters else ()) if name != site.name]
+    if clusters is None or not others:
+        return None
+    return f"only there was looked; {clusters.source} describes more: --cluster {' | '.join(others)}"
 
 
 def run_statuses(site: Site) -> list[RunStatus]:
@@ -201,20 +250,22 @@ def _observe(site: Site, run: str, paths: RunPaths | None) -> tuple[BackendFacts
             document = site.backend.document(run)
         except BackendError as error:  # it went away between the two questions
             facts = BackendFacts(backend=facts.backend, phase=Phase.UNREACHABLE, reason=str(error))
-    return facts, facts_without_directory(run, document, site.options, why=why)
+    return facts, facts_without_directory(run, document, site.options, run_dir=_seen_here(paths), why=why)
 
 
 def _facts_by_name(site: Site, name: str, facts: BackendFacts) -> RunFacts | None:
     """As `_observe`, for a run of a list: without another question to the backend."""
     try:
-        directory, why = _directory_facts(site, site.paths(name))
+        paths = site.paths(name)
+        directory, why = _directory_facts(site, paths)
     except RunDirError as error:
+        paths = None
         directory, why = RunFacts(run=name, run_dir=f"{site.root}/{name}", unreadable=in_words(error)), None
     if directory is not None and (site.local or directory.unreadable is None):
         return directory
     if site.local or facts.phase is Phase.ABSENT:
         return directory
-    return facts_without_directory(name, facts.document, site.options, why=why)
+    return facts_without_directory(name, facts.document, site.options, run_dir=_seen_here(paths), why=why)
 
 
 def _directory_facts(site: Site, paths: RunPaths | None) -> tuple[RunFacts | None, str | None]:
@@ -231,7 +282,7 @@ def _directory_facts(site: Site, paths: RunPaths | None) -> tuple[RunFacts | Non
             return None, f"run directories are not reachable in {site.root}: no such folder"
         if not paths.run_json.is_file():  # its pod has not started yet, or the folder is somebody else's
             return None, None
-        facts = read_facts(paths, site.options)
+        facts = read_facts(paths, site.options, local=False)
     except OSError as error:
         if site.local:
             raise
@@ -240,6 +291,10 @@ def _directory_facts(site: Site, paths: RunPaths | None) -> tuple[RunFacts | Non
         facts,
         None if facts.unreadable is None else f"its run directory is not reachable: {facts.unreadable}",
     )
+
+
+def _seen_here(paths: RunPaths | None) -> str | None:
+    return None if paths is None else str(paths.root_dir)
 
 
 def _directories(site: Site) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from influence.machine import Machine, parse_bytes
@@ -22,20 +22,25 @@ def lacking(spec: Mapping[str, Any], machine: Machine) -> list[str]:
     hardware = spec["hardware"]
     lines = []
     if hardware["nodes"] > 1:
-        lines.append(f"{hardware['nodes']} nodes; this is one machine")
+        lines.append(f"{hardware['nodes']} nodes (this is one machine)")
     if hardware["device"] == "cuda" and machine.num_gpus < hardware["ranks_per_node"]:
-        product = f" ({hardware['gpu_product']})" if hardware["gpu_product"] else ""
+        product = f" of {hardware['gpu_product']}" if hardware["gpu_product"] else ""
         needed = _count(hardware["ranks_per_node"], "GPU")
-        lines.append(f"{needed}{product}; this machine has {machine.num_gpus or 'none'}")
+        lines.append(f"{needed}{product} (this machine has {machine.num_gpus or 'none'})")
     if machine.num_cpus < hardware["cpus"]:
-        lines.append(f"{_count(hardware['cpus'], 'CPU')}; this machine lets it use {machine.num_cpus:g}")
+        lines.append(f"{_count(hardware['cpus'], 'CPU')} (this machine lets it use {machine.num_cpus:g})")
     memory_bytes = parse_bytes(hardware["memory"])
     if not machine.has_memory(memory_bytes):
-        lines.append(f"{hardware['memory']} of memory; this machine has {_gib(machine.memory_bytes)}")
+        lines.append(f"{hardware['memory']} of memory (this machine has {_gib(machine.memory_bytes)})")
     disk_bytes = step_bytes(spec) + _DISK_FLOOR_BYTES
     if machine.free_disk_bytes is not None and machine.free_disk_bytes < disk_bytes:
-        lines.append(f"{_gib(disk_bytes)} of disk space; {_gib(machine.free_disk_bytes)} are free there")
+        lines.append(f"{_gib(disk_bytes)} of disk space ({_gib(machine.free_disk_bytes)} are free there)")
     return lines
+
+
+def enumerated(things: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(things[:-1]), *things[-1:]]))
 
 
 def step_bytes(spec: Mapping[str, Any]) -> int:

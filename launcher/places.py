@@ -32,6 +32,15 @@ def suggest(*words: str, root: Path | None = None, results: Path | None = None) 
     return shlex.join(["launcher", *words, *root_words(root), *results_words(results)])
 
 
+def is_command(text: str) -> bool:
+    """Whether a text is a command line of the launcher and nothing else, rather than words that name one."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # an apostrophe
+        return False
+    return words[:1] == ["launcher"] and shlex.join(words) == text
+
+
 def root_words(root: Path | None) -> tuple[str, ...]:
     """The option that names a folder of this machine's run directories, where it needs naming."""
     return _folder_words("--root", root, ROOT_VARIABLE, DEFAULT_ROOT)

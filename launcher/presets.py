@@ -18,7 +18,7 @@ from launcher.errors import SpecError, UsageError
 from launcher.layers import merge, parse_set, refuse_secrets
 from launcher.resources import shipped_jobs_dir
 from launcher.suggest import did_you_mean
-from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml, shown_path
+from launcher.yaml_source import KeyPath, Place, YamlSource, dotted, read_yaml, shown_path
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_PROBLEMS = 12
@@ -132,10 +132,13 @@ class PresetLibrary:
 
         data: dict[str, Any] = {}
         places: dict[KeyPath, Place] = {(): Place(found.label)}
-        for layer in layers:
+        ranks: dict[str, int] = {}
+        for rank, layer in enumerate(layers):
             refuse_secrets(layer)
             merge(data, places, layer)
-        return Resolved(preset=found.name, overlays=tuple(names), settings=_checked(data, places, found))
+            ranks |= {place.source: rank for place in layer.places.values()}
+        settings = _checked(data, places, found, ranks)
+        return Resolved(preset=found.name, overlays=tuple(names), settings=settings)
 
     def describe(self, file: PresetFile) -> str:
         """The file's own ``description``, or an empty text."""
@@ -216,23 +219,38 @@ def read_preset(file: PresetFile) -> YamlSource:
     return source
 
 
-def _checked(data: dict[str, Any], places: Mapping[KeyPath, Place], preset: PresetFile) -> dict[str, Any]:
+def _checked(
+    data: dict[str, Any], places: Mapping[KeyPath, Place], preset: PresetFile, ranks: Mapping[str, int]
+) -> dict[str, Any]:
+    """
+    Args:
+        ranks: by the source of a place, where its layer lies; the highest on top.
+    """
     from launcher.model import validate
 
     settings, problems = validate(data)
     if not problems:
         return settings
     lines = []
+    of_site: Place | None = None
     for problem in problems[:MAX_PROBLEMS]:
         place = places.get(problem.path) or _nearest(places, problem.path, preset)
-        lines.append(f"{place.at(problem.path)}: {problem.what}")
+        line = f"{place.at(problem.path)}: {problem.what}"
+        since = None if problem.since is None else places.get(problem.since)
+        if since is not None and ranks.get(since.source, 0) > ranks.get(place.source, 0):
+            # The default was right before this layer came.
+            place = since
+            line = f"{place.at(problem.since or ())}: {dotted(problem.path)} {problem.what}"
+        of_site = of_site or (place if place.above else None)
+        lines.append(line)
     if len(problems) > MAX_PROBLEMS:
         lines.append(f"... and {len(problems) - MAX_PROBLEMS} more")
-    incomplete = any(problem.what == "missing" for problem in problems)
-    raise SpecError(
-        "\n".join(lines),
-        next_step=f"add `extends: base` to {preset.label}" if incomplete else "launcher presets show base",
-    )
+    next_step = "launcher presets show base"
+    if any(problem.what == "missing" for problem in problems):
+        next_step = f"add `extends: base` to {preset.label}"
+    elif of_site is not None:
+        next_step = f"repair {dotted(of_site.above)} in {of_site.source}; `{next_step}` has every setting"
+    raise SpecError("\n".join(lines), next_step=next_step)
 
 
 def _nearest(places: Mapping[KeyPath, Place], path: KeyPath, preset: PresetFile) -> Place:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.errors import UsageError
+from launcher.errors import LauncherError, UsageError
 from launcher.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -110,16 +110,36 @@ def choose_profile(
 
         clusters = read_clusters(files)
     default = (clusters.default if clusters else None) or LOCAL
-    profile = _find(named or default, clusters)
     unread = bool(files) and clusters is None
+    if clusters is not None and named is None:
+        clusters.require_default()
+    profile = _find(named or default, clusters)
     if backend is not None and profile.backend != backend:
         if named is not None:
             raise UsageError(
                 f"cluster '{profile.name}' is of the backend {profile.backend}, not {backend}",
-                next_step=f"leave out --backend, or choose another cluster: {_there_are(clusters)}",
+                next_step=f"leave out --backend, or {_choice_of(backend, clusters)}",
             )
         profile = _of_backend(backend, clusters, offline=offline)
     return replace(profile, options=_options(profile.name, config, None if unread else default))
+
+
+def described_clusters() -> Clusters | None:
+    """What the files that are read without ``--config`` say, for hints; None where there are none to read."""
+    try:
+        files = config_files()
+        if not files:
+            return None
+        from launcher.launcher_yaml import read_clusters
+
+        return read_clusters(files)
+    except LauncherError:
+        return None
+
+
+def several_nodes_step() -> str:
+    """What to do with a run of several nodes in a place that has one, in words."""
+    return _choice_of("kuberay", described_clusters())
 
 
 def config_files(config: Path | None = None) -> list[Path]:
@@ -147,11 +167,11 @@ def _project_file(folder: Path) -> Path | None:
 
 
 def _find(name: str, clusters: Clusters | None) -> Profile:
-    if clusters is not None and name in clusters.profiles:
-        return clusters.profiles[name]
+    if clusters is not None and name in clusters.names:
+        return clusters.profile(name)
     if name in IMPLICIT:
         return Profile(name=name, backend=name)
-    known = [*(clusters.profiles if clusters else ()), *IMPLICIT]
+    known = [*(clusters.names if clusters else ()), *IMPLICIT]
     hint = did_you_mean(name, known)
     raise UsageError(
         f"no cluster '{name}'" + (f"; {hint}" if hint else ""),
@@ -161,14 +181,12 @@ def _find(name: str, clusters: Clusters | None) -> Profile:
 
 
 def _of_backend(backend: str, clusters: Clusters | None, *, offline: bool) -> Profile:
-    profiles = clusters.profiles if clusters else {}
-    found = [profile for profile in profiles.values() if profile.backend == backend]
-    if len(found) == 1:
-        return found[0]
+    found = clusters.of_backend(backend) if clusters else []
+    if clusters is not None and len(found) == 1:
+        return clusters.profile(found[0])
     if found:
-        names = ", ".join(profile.name for profile in found)
         raise UsageError(
-            f"--backend {backend}: several clusters are of that backend: {names}",
+            f"--backend {backend}: several clusters are of that backend: {', '.join(found)}",
             next_step="choose one with --cluster",
         )
     if offline or backend in IMPLICIT:
@@ -193,5 +211,23 @@ def _options(name: str, config: Path | None, default: str | None) -> tuple[str, 
     return words if config is None or name == LOCAL else (*words, "--config", str(config))
 
 
+def _choice_of(backend: str, clusters: Clusters | None) -> str:
+    """How to come by a cluster of a backend, in words."""
+    found = clusters.of_backend(backend) if clusters else []
+    if found:
+        return f"choose a cluster of that backend: {' or '.join(f'--cluster {name}' for name in found)}"
+    if backend == LOCAL:
+        return f"choose this machine: --cluster {LOCAL}"
+    file = clusters.source if clusters else FILE_NAME
+    return f"describe a cluster with backend: {backend} in {file}, and choose it with --cluster"
+
+
 def _there_are(clusters: Clusters | None) -> str:
-    return f"there are {', '.join([*(clusters.profiles if clusters else ()), *IMPLICIT])}"
+    described = clusters.names if clusters else []
+    contexts = [name for name in IMPLICIT if name not in (LOCAL, *described)]
+    always = f"{LOCAL} is this machine"
+    if contexts:
+        always += f", {' and '.join(contexts)} the cluster of the kubeconfig's current context"
+    if clusters is None or not described:
+        return f"none is described; without that, {always}"
+    return f"{clusters.source} describes {', '.join(described)}; without that, {always}"

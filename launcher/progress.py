@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 POLL_S = 1.0
+# Counts, ages and a back-off's seconds go on within one reason; a new number alone is no news.
+_NUMBER = re.compile(r"\d+(?:[.:]\d+)*")
 # Ray colours the names of its actors; one line of a log needs no colour, and escaped it would be unreadable.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -158,17 +160,33 @@ class _Bar:
 
 
 class _Lines:
-    """One line whenever the state, the attempt or the number of steps changes."""
+    """One line whenever the state, the attempt or the number of steps changes, or the reason for the state,
+    and what a person can do about it below.
+
+    Reasons can alternate for hours (a pull that fails, and its back-off): within one state each is told once.
+    """
 
     def __init__(self, write: Callable[[str], None] = note) -> None:
         self._write = write
         self._shown: tuple[object, ...] | None = None
+        self._reasons: set[str] = set()
+        self._advice: str | None = None
 
     def show(self, status: RunStatus, log_line: Callable[[RunStatus], str]) -> None:
         now = (status.state, status.attempt, status.steps_committed, status.total_steps)
         if now != self._shown:
             self._shown = now
+            self._reasons.clear()
+            self._advice = None
+        reason = _NUMBER.sub("#", status.reason)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
             self._write(one_line(f"{time.strftime('%H:%M:%S')} {status.run} {progress_line(status)}"))
+        # The end comes with its own next step, in the result.
+        advice = None if status.settled else status.advice
+        if advice is not None and advice != self._advice:
+            self._write(one_line(f"{'':8} next: {advice}"))
+        self._advice = advice or self._advice
 
 
 def progress_line(status: RunStatus) -> str:

@@ -17,11 +17,12 @@ _WITH_VALUE = ("--name", "--suffix", "--root", "--output", "-o", "--cluster", "-
 _ALONE = ("--follow", "--dry-run", "--debug")
 
 
-def read_facts(paths: RunPaths, options: tuple[str, ...] = ()) -> RunFacts:
+def read_facts(paths: RunPaths, options: tuple[str, ...] = (), *, local: bool = True) -> RunFacts:
     """What the run directory says; what is wrong with it, if it cannot be read.
 
     Args:
         options: ``Site.options``.
+        local: whether the run executes on this machine, so that its directory lies nowhere else.
     """
     damaged: list[rundir.CorruptError] = []
     run_dir = str(paths.root_dir)
@@ -37,6 +38,7 @@ def read_facts(paths: RunPaths, options: tuple[str, ...] = ()) -> RunFacts:
         return RunFacts(
             **_of_document(run, options),
             run_dir=run_dir,
+            storage=None if local else storage(run),
             total_steps=total_steps,
             num_committed=len(committed),
             missing_steps=tuple(step for step in range(1, total_steps + 1) if step not in records),
@@ -50,33 +52,39 @@ def read_facts(paths: RunPaths, options: tuple[str, ...] = ()) -> RunFacts:
 
 
 def facts_without_directory(
-    run: str, document: RunSpec | None, options: tuple[str, ...] = (), *, why: str | None = None
+    run: str,
+    document: RunSpec | None,
+    options: tuple[str, ...] = (),
+    *,
+    run_dir: str | None = None,
+    why: str | None = None,
 ) -> RunFacts:
     """What the backend's document says of a run whose directory cannot be read here.
 
     Args:
         document: None where the backend did not give it.
         options: ``Site.options``.
+        run_dir: where this machine would see the directory; None where it does not.
         why: why a directory that should be readable is not.
     """
     if document is None:
-        return RunFacts(run=run, run_dir="", options=options, out_of_reach=why)
+        return RunFacts(run=run, run_dir=run_dir, options=options, out_of_reach=why)
     try:
         known = _of_document(document, options)
-        return RunFacts(**known, run_dir=_remote_dir(document), out_of_reach=why)
+        return RunFacts(**known, run_dir=run_dir, storage=storage(document), out_of_reach=why)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"the run document lacks what a run has ({type(error).__name__}: {error})"
-        return RunFacts(run=run, run_dir="", unreadable=reason)
+        return RunFacts(run=run, run_dir=run_dir, unreadable=reason)
 
 
-def _remote_dir(run: RunSpec) -> str:
-    """Where the run directory lies, in words."""
-    cluster = run.spec["cluster"]
-    if cluster["storage"] == "object_store":
-        return f"{str(cluster['object_store']).rstrip('/')}/{run.run}"
-    if cluster["storage"] == "claim":
-        return f"{run.run} in the claim {cluster['claim']}"
-    return f"{run.run} on the disk of its pod"
+def storage(run: RunSpec) -> str | None:
+    """Where a cluster's run keeps its directory, in words; None where its spec does not say."""
+    cluster = run.spec.get("cluster", {})
+    if cluster.get("storage") == "object_store":
+        return f"{str(cluster.get('object_store')).rstrip('/')}/{run.run}"
+    if cluster.get("storage") == "claim":
+        return f"{run.run} in the claim {cluster.get('claim')}"
+    return f"{run.run} on the disk of its pod" if cluster.get("storage") == "ephemeral" else None
 
 
 def _of_document(run: RunSpec, options: tuple[str, ...]) -> dict[str, Any]:

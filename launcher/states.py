@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ExitCode
-from launcher.places import suggest
+from launcher.places import is_command, suggest
 
 if TYPE_CHECKING:
     from influence.rundir import RunSpec
@@ -61,7 +61,8 @@ class Phase(StrEnum):
     UNREACHABLE = "unreachable"  # the backend did not answer
 
 
-# What an unfinished backend phase means for the run; the other phases ask the run directory first.
+# What an unfinished backend phase means for the run; the other phases ask the run directory
+# first, and so does SUSPENDED, where nothing is left that runs.
 _LIVE = {
     Phase.QUEUED: State.PENDING,
     Phase.EXECUTING: State.RUNNING,
@@ -104,7 +105,10 @@ class RunFacts:
     """What a run directory says, or why it cannot be read."""
 
     run: str
-    run_dir: str
+    run_dir: str | None
+    """The directory as this machine sees it; None where it does not."""
+    storage: str | None = None
+    """Where a directory lies that this machine does not see, in words."""
     unreadable: str | None = None
     """The reason why the directory cannot be read; nothing below is known then."""
     preset: str | None = None
@@ -144,10 +148,15 @@ class RunStatus:
     state: State
     reason: str
     next_command: str | None
-    """What a person can do now: a command, or words where no command helps."""
+    """The command that a person can give now, as it is printed; None where none helps."""
     settled: bool
     """Whether only a person can change the state: the run has ended, or its directory is unreadable."""
-    run_dir: str
+    run_dir: str | None
+    """The run directory as this machine sees it; None where it does not."""
+    storage: str | None = None
+    """Where the run directory lies that this machine does not see, in words."""
+    next_step: str | None = None
+    """What a person can do now, in words, where it is no command."""
     preset: str | None = None
     overlays: tuple[str, ...] = ()
     spec_hash: str | None = None
@@ -165,6 +174,11 @@ class RunStatus:
         """The status as ``--output json`` prints it."""
         document = {field.name: getattr(self, field.name) for field in fields(self)}
         return document | {"state": self.state.value, "overlays": list(self.overlays)}
+
+    @property
+    def advice(self) -> str | None:
+        """What a person can do now: a command, or words."""
+        return self.next_step or self.next_command
 
     @property
     def exit_code(self) -> ExitCode:
@@ -186,6 +200,8 @@ def derive(backend: BackendFacts, run: RunFacts, *, now_s: float) -> RunStatus:
         now_s: Unix time in seconds, for the age of the last step.
     """
     state, reason = _state(backend, run)
+    advice = _advice(state, backend, run)
+    command = advice is not None and is_command(advice)
     readable = run.unreadable is None
     age_s = None if run.last_step_at_s is None else max(0.0, now_s - run.last_step_at_s)
     return RunStatus(
@@ -193,9 +209,11 @@ def derive(backend: BackendFacts, run: RunFacts, *, now_s: float) -> RunStatus:
         backend=backend.backend,
         state=state,
         reason=reason,
-        next_command=_next_command(state, backend, run),
+        next_command=advice if command else None,
         settled=state.terminal or not readable,
         run_dir=run.run_dir,
+        storage=run.storage,
+        next_step=None if command else advice,
         preset=run.preset,
         overlays=run.overlays,
         spec_hash=run.spec_hash,
@@ -219,7 +237,7 @@ def _state(backend: BackendFacts, run: RunFacts) -> tuple[State, str]:
 
 
 def _state_of_readable(backend: BackendFacts, run: RunFacts) -> tuple[State, str]:
-    if backend.phase in _LIVE:
+    if backend.phase in _LIVE and not (backend.phase is Phase.SUSPENDED and run.complete):
         finishing = backend.phase is Phase.EXECUTING and run.complete
         return _LIVE[
             backend.phase
@@ -243,7 +261,7 @@ def _how_it_ended(backend: BackendFacts) -> str:
     return "its object is gone from the cluster" if backend.phase is Phase.ABSENT else backend.reason
 
 
-def _next_command(state: State, backend: BackendFacts, run: RunFacts) -> str | None:
+def _advice(state: State, backend: BackendFacts, run: RunFacts) -> str | None:
     if run.unreadable is not None:
         return None
     if state is State.SUCCEEDED:

@@ -34,7 +34,7 @@ class Refusal:
     """Why a backend will not take a run, found out before anything is changed."""
 
     lacking: Sequence[str]
-    """Each thing that is missing, in words: ``8 GPUs; this machine has none``."""
+    """Each thing that is missing, in words: ``8 GPUs (this machine has none)``."""
     device: str
     """The device that the run asks for, ``cuda`` or ``cpu``."""
 

@@ -232,7 +232,7 @@ class KubernetesApi:
 
     def _json(self, content: bytes) -> Object:
         try:
-            answer = json.loads(content, object_hook=_without_managed_fields)
+            answer = json.loads(content)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
@@ -241,6 +241,7 @@ class KubernetesApi:
                 why="perhaps a proxy or a login page answered in its place",
                 next_step="check the server's address in the kubeconfig",
             )
+        _drop_managed_fields(answer)
         return answer
 
 
@@ -255,10 +256,13 @@ def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
         return
 
 
-def _without_managed_fields(item: Object) -> Object:
-    """Who wrote which field is a third of an object, and nobody here asks."""
-    item.pop("managedFields", None)
-    return item
+def _drop_managed_fields(answer: Object) -> None:
+    """Of an object, or of every item of a list: who wrote which field is a third of it, and nobody asks."""
+    items = answer.get("items")
+    for item in (answer, *(items if isinstance(items, list) else ())):
+        metadata = item.get("metadata") if isinstance(item, dict) else None
+        if isinstance(metadata, dict):
+            metadata.pop("managedFields", None)
 
 
 class _GoneError(Exception):

@@ -89,7 +89,8 @@ class Transport:
         compressed: bool = False,
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> Any:
-        headers = {"Accept": accept, "User-Agent": "influence-launcher", **self._connection.authorization()}
+        authorization = self._connection.authorization()
+        headers = {"Accept": accept, "User-Agent": "influence-launcher", **authorization}
         if compressed:
             headers["Accept-Encoding"] = "gzip"
         if body is not None:
@@ -108,7 +109,17 @@ class Transport:
         except _TRANSPORT_ERRORS as error:
             raise _unanswered(self.place, error, sent=False) from None
         retry_after = response.headers.get("Retry-After")
+        content = _without_credentials(content, authorization)
         raise refusal(self.place, method, path, response.status, content, retry_after)
+
+
+def _without_credentials(content: bytes, authorization: Mapping[str, str]) -> bytes:
+    """An answer without what we sent to say who we are: a proxy's error page may repeat the request."""
+    for value in authorization.values():
+        credential = value.rpartition(" ")[2]
+        for form in (credential, json.dumps(credential)[1:-1]):
+            content = content.replace(form.encode(), b"***")
+    return content
 
 
 class _Closing:

@@ -12,7 +12,7 @@ from influence.machine import this_machine
 from influence.rundir import RunSpec
 from launcher.backends.local import lacking_packages
 from launcher.doctor import Check
-from launcher.machine import lacking
+from launcher.machine import enumerated, lacking
 from launcher.places import local_root
 from launcher.profiles import Profile
 
@@ -40,7 +40,7 @@ def _machine(profile: Profile, run: RunSpec | None) -> Check:
     if run is not None and (missing := lacking(run.spec, here)):
         return Check(
             name="machine", outcome="failed",
-            detail=f"preset '{run.spec['preset']}' needs {', and '.join(missing)}",
+            detail=f"preset '{run.spec['preset']}' needs {enumerated(missing)}",
             next_step="choose --overlay tiny-cpu, smaller settings, or a cluster",
         )  # fmt: skip
     gpus = f"{here.num_gpus} GPUs" if here.num_gpus else "no GPU"

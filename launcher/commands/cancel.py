@@ -28,7 +28,7 @@ def command(run: str, timeout_s: float | None, place: Place, output_format: str)
     if before.state is State.UNKNOWN and before.settled:
         raise BackendError(f"run '{run}' cannot be cancelled: {before.reason}")
     if before.state is State.UNKNOWN:
-        where = f" in {before.run_dir}" if before.run_dir else ""
+        where = f" in {before.run_dir}" if site.local else ""
         note(f"{run}: {before.reason}; the request is left{where} for it, and its end awaited")
     try:
         with run_dir_errors():

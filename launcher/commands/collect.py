@@ -33,6 +33,7 @@ from launcher.errors import (
 )
 from launcher.index import Index
 from launcher.ledger import Progress
+from launcher.lifecycle import elsewhere
 from launcher.manifest import MANIFEST_NAME, FileEntry
 from launcher.output import emit, note, stderr_is_terminal
 from launcher.places import suggest
@@ -146,7 +147,7 @@ def _not_found(site: Site, root: Path, run: str, results_dir: Path) -> NotFoundE
     with suppress(RunDirError):
         runs = [path.name for path in list_dir(root.resolve()) if (path / "run.json").is_file()]
     near = get_close_matches(run, runs, n=3)
-    why = f"similar names there: {', '.join(near)}" if near else None
+    why = f"similar names there: {', '.join(near)}" if near else elsewhere(site)
     next_step = f"{site.suggest('status')} (lists the runs)"
     if near:
         next_step = site.suggest("collect", "--run", near[0], results=results_dir)

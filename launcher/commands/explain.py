@@ -55,8 +55,8 @@ def _lines(story: Story) -> list[str]:
         lines += ["", "no attempt is known yet"]
     if story.warnings:
         lines += ["", "recent warnings:", *(f"  {event_line(event)}" for event in story.warnings)]
-    if status.next_command:
-        lines += ["", f"next: {status.next_command}"]
+    if status.advice:
+        lines += ["", f"next: {status.advice}"]
     return lines
 
 

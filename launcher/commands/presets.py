@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.commands.options import output_option
+from launcher.commands.options import cluster_option, config_option, output_option
 from launcher.commands.preset_options import jobs_option, overlay_option, set_option
 from launcher.errors import SpecError
 from launcher.output import emit, table
+from launcher.profiles import choose_profile
 
 if TYPE_CHECKING:
     from launcher.presets import PresetFile, PresetLibrary
@@ -68,18 +69,27 @@ def _described(library: PresetLibrary, files: list[PresetFile]) -> list[dict[str
 @overlay_option
 @set_option
 @jobs_option
+@cluster_option
+@config_option
 @output_option
 def show_preset(
     preset: str,
     overlays: tuple[str, ...],
     sets: tuple[str, ...],
     jobs_dirs: tuple[Path, ...],
+    cluster: str | None,
+    config: Path | None,
     output_format: str,
 ) -> None:
-    """Show every setting of a preset (a name, or a YAML file) after `extends`, overlays and --set."""
+    """Show every setting of a preset (a name, or a YAML file) after `extends`, overlays and --set.
+
+    With --cluster the settings of that cluster in launcher.yaml are laid between the overlays and --set, as
+    submit and render do; without it no cluster has a part in it.
+    """
     from launcher.presets import PresetLibrary
 
-    resolved = PresetLibrary(jobs_dirs).resolve(preset, overlays, sets)
+    site = None if cluster is None else choose_profile(cluster, config, offline=True).layer()
+    resolved = PresetLibrary(jobs_dirs).resolve(preset, overlays, sets, site=site)
     document = {"preset": resolved.preset, "overlays": list(resolved.overlays), "settings": resolved.settings}
 
     def plain() -> list[str]:

@@ -11,8 +11,10 @@ import click
 from launcher.backends import BACKENDS, import_for
 from launcher.commands.options import Place, cluster_option, config_option, output_option
 from launcher.commands.preset_options import RunRequest, run_options
+from launcher.lifecycle import require_nodes
 from launcher.output import emit, note
 from launcher.profiles import LOCAL
+from launcher.working_tree import require_published
 
 if TYPE_CHECKING:
     from influence.rundir.spec import RunSpec
@@ -34,11 +36,20 @@ _VALUES = {
     help="What to render; by default what the cluster is, for this machine kubernetes. "
     "local: the run.json that the trainer reads.",
 )  # fmt: skip
+@click.option(
+    "--allow-dirty", is_flag=True,
+    help="As submit --allow-dirty: store the patch of code that is not committed and pushed.",
+)  # fmt: skip
 @cluster_option
 @config_option
 @output_option
 def command(
-    request: RunRequest, backend: str | None, cluster: str | None, config: Path | None, output_format: str
+    request: RunRequest,
+    backend: str | None,
+    allow_dirty: bool,
+    cluster: str | None,
+    config: Path | None,
+    output_format: str,
 ) -> None:
     """Print what submit would send to a backend.
 
@@ -50,6 +61,10 @@ def command(
     if backend is None and cluster is None and profile.backend == LOCAL:
         profile = place.profile("kubernetes", offline=True)
     run = request.resolve(profile)
+    if cluster is not None:
+        require_nodes(profile, run)
+    if allow_dirty and profile.backend != LOCAL:
+        run = require_published(run, allow_dirty=True)
     text, manifest = _rendered(profile.backend, run)
     document = {
         "backend": profile.backend, "run": run.run, "spec_hash": run.spec_hash, "manifest": manifest,

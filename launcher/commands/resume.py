@@ -23,9 +23,13 @@ def command(run: str, place: Place, output_format: str) -> int:
     """
     site = place.open()
     before = run_status(site, run)
-    with run_dir_errors():
-        site.backend.resume(run)
-    after = run_status(site, run)
+    after = before
+    if (
+        before.state is not State.SUCCEEDED
+    ):  # suspended, perhaps, with every step committed: nothing is left to do
+        with run_dir_errors():
+            site.backend.resume(run)
+        after = run_status(site, run)
     if after.state is State.SUSPENDED:
         raise BackendError(
             f"run '{run}' is still suspended: {after.reason}", next_step=site.suggest("explain", run)
@@ -39,7 +43,7 @@ def command(run: str, place: Place, output_format: str) -> int:
                 f"watch: {site.suggest('status', run, '--watch')}",
             ]
         told = [f"{run}: is {after.state} ({after.reason}); nothing to resume"]
-        return [*told, f"next: {after.next_command}"] if after.next_command else told
+        return [*told, f"next: {after.advice}"] if after.advice else told
 
     emit(output_format, after.to_dict() | {"changed": changed}, plain)
     return int(ExitCode.OK)

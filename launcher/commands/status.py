@@ -96,7 +96,9 @@ def _watch_all(site: Site, statuses: list[RunStatus], timeout_s: float | None) -
 
 def _unknown(status: RunStatus, error: BackendError) -> RunStatus:
     """A run as it was last seen, while the server does not answer; nothing but its state is forgotten."""
-    return replace(status, state=State.UNKNOWN, reason=str(error), next_command=None, settled=False)
+    return replace(
+        status, state=State.UNKNOWN, reason=str(error), next_command=None, next_step=None, settled=False
+    )
 
 
 def table_lines(statuses: list[RunStatus]) -> list[str]:
@@ -132,7 +134,7 @@ def detail_lines(status: RunStatus) -> list[str]:
         ("backend", status.backend),
         ("started", status.started_at),
         ("W&B", wandb_line(status)),
-        ("directory", status.run_dir),
-        ("next", status.next_command),
+        ("directory", status.run_dir or status.storage),
+        ("next", status.advice),
     ]
     return [f"{name + ':':<11}{value}" for name, value in entries if value]

@@ -12,7 +12,7 @@ from launcher.commands.options import Place, output_option, place_options
 from launcher.commands.preset_options import RunRequest, run_options
 from launcher.commands.status import detail_lines
 from launcher.errors import ExitCode
-from launcher.lifecycle import Action, Plan, carry_out, plan_submit, require_room, run_status
+from launcher.lifecycle import Action, Plan, carry_out, plan_submit, require_nodes, require_room, run_status
 from launcher.output import emit, note
 from launcher.places import suggest
 from launcher.progress import LastLogLine, follow
@@ -58,6 +58,7 @@ def command(
     """
     profile = place.profile(backend)
     run = request.resolve(profile)
+    require_nodes(profile, run)
     site = place.open(profile)
     plan = plan_submit(site, run)
     if plan.action.starts:
@@ -67,7 +68,9 @@ def command(
         require_room(site, run, request_words(request))
     if dry_run:
         emit(
-            output_format, _plan_document(plan) | {"spec": run.spec}, lambda: _plan_lines(plan, request, site)
+            output_format,
+            _plan_document(plan) | {"spec": run.spec},
+            lambda: _plan_lines(plan, request, site, allow_dirty=allow_dirty),
         )
         return int(ExitCode.OK)
     return submit(site, plan, follow_run=follow_run, output_format=output_format)
@@ -127,20 +130,21 @@ def _plan_document(plan: Plan) -> dict[str, object]:
         "action": plan.action.value,
         "message": plan.sentence,
         "run_dir": plan.run_dir,
+        "storage": plan.storage,
         "spec_hash": plan.run.spec_hash,
         "wandb": plan.run.wandb,
     }
 
 
-def _plan_lines(plan: Plan, request: RunRequest, site: Site) -> list[str]:
-    settings = [request.preset, *_settings_words(request)]
-    spec = suggest("presets", "show", *settings)
+def _plan_lines(plan: Plan, request: RunRequest, site: Site, *, allow_dirty: bool) -> list[str]:
+    spec = suggest("presets", "show", request.preset, *_settings_words(request))
     if not site.local:  # whose profile has a part in it
-        spec = suggest("render", "--preset", *settings, *site.profile.options)
+        patch = ["--allow-dirty"] if allow_dirty else []
+        spec = suggest("render", *request_words(request), *patch, *site.profile.options)
     verb = "would start it" if plan.action.starts else "would start nothing"
     return [
         f"{plan.sentence}; submit {verb}",
-        *([f"directory: {plan.run_dir}"] if plan.run_dir else []),
+        *([f"directory: {where}"] if (where := plan.run_dir or plan.storage) else []),
         f"spec hash: {plan.run.spec_hash}",
         f"see the spec: {spec}",
         "dry run: nothing was changed",
@@ -154,10 +158,10 @@ def _started_lines(plan: Plan, status: RunStatus, site: Site, *, started: bool) 
     elif plan.action.starts:
         lines.append("another submit started it at the same time")
     lines.append(f"state:     {status.state} ({status.reason})")
-    if status.run_dir:
-        lines.append(f"directory: {status.run_dir}")
+    if where := status.run_dir or status.storage:
+        lines.append(f"directory: {where}")
     if plan.action is Action.COMPLETE:
-        return [*lines, f"next:      {status.next_command}"]
+        return [*lines, f"next:      {status.advice}"]
     return [
         *lines,
         f"watch:     {site.suggest('status', status.run, '--watch')}",

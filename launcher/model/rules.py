@@ -31,10 +31,12 @@ class Problem:
     Attributes:
         path: the setting it is told at.
         what: "must ...", in words.
+        since: the setting that asks for it, where the other may be right by itself.
     """
 
     path: tuple[str | int, ...]
     what: str
+    since: tuple[str | int, ...] | None = None
 
 
 def broken_rules(settings: Settings) -> list[Problem]:
@@ -137,16 +139,29 @@ def _influence(s: Settings) -> Iterator[Problem]:
 
 def _cluster(c: Cluster) -> Iterator[Problem]:
     if c.storage == "claim" and c.claim is None:
-        yield Problem(("cluster", "claim"), "must name a claim, since cluster.storage is claim")
+        yield Problem(
+            ("cluster", "claim"),
+            "must name a claim, since cluster.storage is claim",
+            since=("cluster", "storage"),
+        )
     if c.storage == "object_store" and c.object_store is None:
         yield Problem(
             ("cluster", "object_store"),
             "must be a URL such as s3://bucket/runs, since cluster.storage is object_store",
+            since=("cluster", "storage"),
         )
     if c.scheduler in ("kai", "kueue") and c.queue is None:
-        yield Problem(("cluster", "queue"), f"must name a queue, since cluster.scheduler is {c.scheduler}")
+        yield Problem(
+            ("cluster", "queue"),
+            f"must name a queue, since cluster.scheduler is {c.scheduler}",
+            since=("cluster", "scheduler"),
+        )
     if c.scheduler == "default" and c.queue is not None:
-        yield Problem(("cluster", "queue"), "must be null, since cluster.scheduler is default")
+        yield Problem(
+            ("cluster", "queue"),
+            "must be null, since cluster.scheduler is default",
+            since=("cluster", "scheduler"),
+        )
     for name in c.environment:
         if name.startswith(_OWN_VARIABLES) or name in _OWN_VARIABLE_NAMES:
             yield Problem(("cluster", "environment", name), "is set by the run itself; leave it out")
@@ -157,6 +172,7 @@ def _nodes(s: Settings) -> Iterator[Problem]:
         yield Problem(
             ("cluster", "storage"),
             f"must be claim, since hardware.nodes is {s.hardware.nodes}: every node writes the run directory",
+            since=("hardware", "nodes"),
         )
 
 

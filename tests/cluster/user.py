@@ -58,11 +58,12 @@ class User:
         document = {"clusters": {"lab": {**profile, "cluster": section}}}
         (self.home / "launcher.yaml").write_text(yaml.safe_dump(document))
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """A command of the launcher, its standard output and error in one pipe each."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the user's commands."""
         hidden = ("KUBECONFIG", "PYTHONPATH")
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
-        environment |= {
+        inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+        return inherited | {
             "HOME": str(self.home),
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "INFL_CONFIG": str(self.home / "launcher.yaml"),
@@ -71,10 +72,13 @@ class User:
             "INFL_INDEX": str(self.home / "index.sqlite"),
             "PYTHONPATH": str(self.packages),
         }
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """A command of the launcher, its standard output and error in one pipe each."""
         return subprocess.Popen(
             [sys.executable, "-m", "launcher", *words],
             cwd=self.home,
-            env=environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

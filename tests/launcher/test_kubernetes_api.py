@@ -132,6 +132,16 @@ def test_a_proxys_page_is_no_answer(api: KubernetesApi, stub: KubernetesStub) ->
     assert "<html>" not in told(caught.value)
 
 
+def test_a_proxy_that_repeats_our_token_is_quoted_without_it(
+    api: KubernetesApi, stub: KubernetesStub
+) -> None:
+    stub.fail("GET", "/jobs$", status=418, body=f"cannot brew for {TOKEN} (Authorization: Bearer {TOKEN})")
+    with pytest.raises(BackendError, match="HTTP 418") as caught:
+        api.list(JOBS)
+    assert "cannot brew for ***" in str(caught.value.why)
+    assert TOKEN not in told(caught.value)
+
+
 def test_retry_after_is_honoured_and_other_waits_are_jittered(
     api: KubernetesApi, stub: KubernetesStub, waits: list[float]
 ) -> None:

@@ -39,11 +39,11 @@ def test_a_machine_that_has_everything_lacks_nothing() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"num_gpus": 0}, "8 GPUs (NVIDIA-H200); this machine has none"),
-        ({"num_gpus": 4}, "8 GPUs (NVIDIA-H200); this machine has 4"),
-        ({"num_cpus": 1.5}, "96 CPUs; this machine lets it use 1.5"),
-        ({"memory_bytes": 16 * 2**30}, "1500Gi of memory; this machine has 16.0 GiB"),
-        ({"free_disk_bytes": 2**20}, "1.1 GiB of disk space; 0.0 GiB are free there"),
+        ({"num_gpus": 0}, "8 GPUs of NVIDIA-H200 (this machine has none)"),
+        ({"num_gpus": 4}, "8 GPUs of NVIDIA-H200 (this machine has 4)"),
+        ({"num_cpus": 1.5}, "96 CPUs (this machine lets it use 1.5)"),
+        ({"memory_bytes": 16 * 2**30}, "1500Gi of memory (this machine has 16.0 GiB)"),
+        ({"free_disk_bytes": 2**20}, "1.1 GiB of disk space (0.0 GiB are free there)"),
     ],
 )
 def test_each_shortage_is_told_alone(changes: dict[str, int], line: str) -> None:
@@ -53,7 +53,7 @@ def test_each_shortage_is_told_alone(changes: dict[str, int], line: str) -> None
 def test_gpus_are_not_asked_for_on_the_cpu_and_nodes_are() -> None:
     small = Machine(num_cpus=2, memory_bytes=8 * 2**30, num_gpus=0, free_disk_bytes=10**12)
     assert lacking(on_cpu(), small) == []
-    assert lacking(on_cpu(nodes=2), small) == ["2 nodes; this is one machine"]
+    assert lacking(on_cpu(nodes=2), small) == ["2 nodes (this is one machine)"]
 
 
 def test_a_machine_sold_with_as_much_memory_as_asked_is_enough() -> None:

@@ -51,8 +51,12 @@ def test_without_a_file_there_is_this_machine_and_the_current_context(
     with pytest.raises(UsageError, match="no cluster of that backend"):
         choose_profile(backend="runai")
     assert choose_profile(backend="runai", offline=True).backend == "runai"
-    with pytest.raises(UsageError, match="no cluster 'kuberey'; did you mean kuberay"):
+    with pytest.raises(UsageError, match="no cluster 'kuberey'; did you mean kuberay") as caught:
         choose_profile("kuberey")
+    assert caught.value.why == (
+        "none is described; without that, local is this machine, kubernetes and kuberay the cluster of the "
+        "kubeconfig's current context"
+    )
 
 
 def test_the_default_the_environment_and_the_option_in_that_order(
@@ -113,8 +117,17 @@ def test_a_backend_finds_the_cluster_or_checks_the_one_that_is_named(project: Pa
     assert choose_profile(backend="kuberay").name == "ray"
     assert choose_profile(backend="kubernetes").name == "lab"
     assert choose_profile(backend="local").name == "local"
-    with pytest.raises(UsageError, match="'lab' is of the backend kubernetes, not kuberay"):
+    with pytest.raises(UsageError, match="'lab' is of the backend kubernetes, not kuberay") as caught:
         choose_profile("lab", backend="kuberay")
+    assert caught.value.next_step == (
+        "leave out --backend, or choose a cluster of that backend: --cluster ray"
+    )
+    with pytest.raises(UsageError) as caught:
+        choose_profile("lab", backend="runai")
+    assert "describe a cluster with backend: runai in launcher.yaml" in str(caught.value.next_step)
+    with pytest.raises(UsageError) as caught:
+        choose_profile("nope")
+    assert str(caught.value.why).startswith("launcher.yaml describes lab, ray; without that, local is this")
     (project / "launcher.yaml").write_text("clusters: {a: {backend: kubernetes}, b: {backend: kubernetes}}\n")
     with pytest.raises(UsageError, match="several clusters are of that backend: a, b"):
         choose_profile(backend="kubernetes")

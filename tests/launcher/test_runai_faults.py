@@ -75,7 +75,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, tells_variables=st.booleans(), unique_names=st.booleans())
 def test_no_sequence_of_faults_makes_two_trainings_or_shows_a_secret(
     caplog: pytest.LogCaptureFixture,

@@ -80,7 +80,7 @@ def test_the_document_of_the_server_tells_what_the_directory_would() -> None:
     assert (status.state, status.preset, status.overlays) == (State.PENDING, "smoke", ("tiny-cpu",))
     assert (status.steps_committed, status.total_steps, status.backoff_limit) == (None, None, 2)
     assert status.wandb_url == f"https://wandb.ai/e/p/runs/{RUN}"
-    assert status.run_dir == f"{RUN} in the claim runs"
+    assert (status.run_dir, status.storage) == (None, f"{RUN} in the claim runs")
 
 
 def test_suggested_commands_name_the_cluster() -> None:
@@ -102,7 +102,26 @@ def test_what_the_backend_advises_goes_before_what_a_state_does() -> None:
     backend = server(site)
     facts = replace(backend.get(RUN), phase=Phase.STUCK, next_step="ask for a node")
     backend.get = lambda _: facts  # type: ignore[method-assign]
-    assert run_status(site, RUN).next_command == "ask for a node"
+    status = run_status(site, RUN)
+    assert (status.next_command, status.next_step, status.advice) == (None, *["ask for a node"] * 2)
+    facts = replace(facts, next_step=f"launcher logs {RUN} --cluster lab")
+    assert run_status(site, RUN).next_command == facts.next_step
+
+
+def test_a_plan_and_a_status_name_the_same_place_of_the_directory(tmp_path: Path) -> None:
+    """Whether this machine sees it, and from before its pod has made it until it can be read."""
+    for root in (None, tmp_path):
+        site = fake_site(root)
+        plan = plan_submit(site, some_run())
+        carry_out(site, plan)
+        seen = None if root is None else str(tmp_path / RUN)
+        where = (seen, f"{RUN} in the claim runs")
+        assert (plan.run_dir, plan.storage) == where
+        status = run_status(site, RUN)
+        assert (status.run_dir, status.storage) == where
+    create_run(RunPaths.of(tmp_path, RUN), some_run())
+    status = run_status(site, RUN)
+    assert (status.steps_committed, status.run_dir, status.storage) == (0, *where)
 
 
 def test_a_server_that_does_not_answer_is_unknown_and_not_settled() -> None:

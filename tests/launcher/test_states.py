@@ -41,6 +41,8 @@ TABLE = [
     (Phase.EXECUTING, None, State.RUNNING, None),
     (Phase.BACKING_OFF, 1, State.RETRYING, None),
     (Phase.SUSPENDED, 1, State.SUSPENDED, RESUME),
+    (Phase.SUSPENDED, 2, State.SUCCEEDED, COLLECT),
+    (Phase.STOPPING, 2, State.TERMINATING, None),
     (Phase.STUCK, 1, State.STALLED, None),
     (Phase.STOPPING, 1, State.TERMINATING, None),
     (Phase.COMPLETED, 2, State.SUCCEEDED, COLLECT),

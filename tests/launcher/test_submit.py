@@ -22,12 +22,15 @@ from launcher.backends.attempt import trainer_command
 from launcher.backends.detach import supervisor_environment
 from launcher.backends.journal import Wish
 from launcher.backends.local import LocalBackend
+from launcher.commands.options import Place
 from launcher.errors import BackendError, ConflictError, UsageError
+from launcher.group import run as run_launcher
 from launcher.lifecycle import Action, carry_out, plan_submit, require_room
 from launcher.profiles import Profile
 from launcher.run_facts import submit_command
 from launcher.site import Site
 from launcher.states import State
+from tests.launcher.fake_backend import fake_site
 from tests.launcher.local_run import GENEROUS_S, REPOSITORY, LocalRun, launcher, submit_process, wait_for
 
 TINY = ("--preset", "smoke", "--overlay", "tiny-cpu", "--name", "infl-smoke-test")
@@ -270,7 +273,8 @@ def test_the_run_outlives_a_killed_launcher_and_its_working_directory(
 
 class Small(LocalBackend):
     def refusal(self, run: RunSpec) -> Refusal | None:
-        return Refusal(["8 GPUs; this machine has none"], run.spec["hardware"]["device"])
+        lacking = ["8 GPUs (this machine has none)", "9 CPUs (of 4)", "a lift"]
+        return Refusal(lacking, run.spec["hardware"]["device"])
 
 
 def small(run: LocalRun) -> Site:
@@ -283,10 +287,93 @@ def test_refusal_names_the_overlay_and_the_backend_that_would_work(local_run: Lo
     local_run.spec["overlays"] = []
     with pytest.raises(BackendError) as caught:
         require_room(site, local_run.run, ["--preset", "smoke", "--set", "a.b=c d"])
-    assert caught.value.why == "it needs 8 GPUs; this machine has none"
+    assert caught.value.why == "it needs 8 GPUs (this machine has none), 9 CPUs (of 4) and a lift"
     assert caught.value.next_step is not None
     assert "launcher submit --preset smoke --set 'a.b=c d' --overlay tiny-cpu" in caught.value.next_step
-    assert "launcher render --preset smoke --set 'a.b=c d' --backend kubernetes" in caught.value.next_step
+    assert "describe a cluster in launcher.yaml" in caught.value.next_step
+
+
+CLUSTERS = "clusters: {lab: {backend: kubernetes}, dgx: {backend: runai}, ray: {backend: kuberay}}\n"
+
+
+def test_refusal_names_the_clusters_that_are_described(
+    local_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "launcher.yaml").write_text(CLUSTERS)
+
+    def next_step(**hardware: object) -> str:
+        local_run.spec["hardware"] |= {"device": "cuda"} | hardware
+        local_run.spec["overlays"] = []
+        with pytest.raises(BackendError) as caught:
+            require_room(small(local_run), local_run.run, ["--preset", "smoke"])
+        return str(caught.value.next_step)
+
+    assert "`launcher submit --preset smoke --cluster lab` (or dgx, ray)" in next_step()
+    # An overlay for one CPU does not make one node of two.
+    assert next_step(nodes=2) == "choose a cluster of that backend: --cluster ray"
+
+
+@pytest.mark.parametrize("verb", ["submit", "render"])
+def test_several_nodes_name_the_clusters_that_have_them_and_ask_no_server(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    for described, words in (
+        (CLUSTERS.replace("}}\n", "}, lab2: {backend: kuberay}}\n"), "--cluster ray or --cluster lab2"),
+        (CLUSTERS.replace(", ray: {backend: kuberay}", ""), "with backend: kuberay in launcher.yaml"),
+    ):
+        described = described.replace("dgx: {backend: runai}", f"dgx: {{backend: runai, runai: {RUNAI}}}")
+        (tmp_path / "launcher.yaml").write_text(described)
+        for cluster in ("lab", "dgx"):
+            assert run_launcher([verb, "--preset", "alltoken-2node", "--cluster", cluster]) == 3
+            told = capsys.readouterr().err
+            assert f"hardware.nodes is 2, and cluster '{cluster}' is of the backend" in told
+            assert words in told
+
+
+RUNAI = "{url: 'https://lab.run.ai', project: team}"
+
+
+def test_a_dry_run_suggests_the_render_of_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Place, "open", lambda *_: fake_site())
+    words = ["--preset", "smoke", "--overlay", "tiny-cpu", "--name", "infl-mine-0221", "--allow-dirty"]
+    (tmp_path / "launcher.yaml").write_text("clusters: {lab: {backend: kubernetes}}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.commands.submit.require_published", lambda run, **_: run)
+    assert run_launcher(["submit", *words, "--cluster", "lab", "--dry-run"]) == 0
+    suggested = next(
+        line.partition(": launcher ")[2]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("see the spec")
+    )
+    assert suggested == f"render {' '.join(words)} --cluster lab"
+    asked: list[bool] = []
+
+    def published(run: RunSpec, *, allow_dirty: bool) -> RunSpec:
+        asked.append(allow_dirty)
+        return run
+
+    monkeypatch.setattr("launcher.commands.render.require_published", published)
+    assert run_launcher(suggested.split()) == 0
+    assert 'name: "infl-mine-0221"' in capsys.readouterr().out
+    assert asked == [True]
+
+
+def test_a_run_that_is_not_here_may_be_on_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["status", "infl-x-0221"], ["collect", "--run", "infl-x-0221"]):
+        assert run_launcher(command) == 102
+        assert "--cluster" not in capsys.readouterr().err
+    (tmp_path / "launcher.yaml").write_text(CLUSTERS)
+    for command in (["status", "infl-x-0221"], ["collect", "--run", "infl-x-0221"]):
+        assert run_launcher(command) == 102
+        assert "launcher.yaml describes more: --cluster lab | dgx | ray" in capsys.readouterr().err
 
 
 def test_refusal_does_not_suggest_the_overlay_that_is_there(local_run: LocalRun) -> None:
@@ -322,7 +409,7 @@ def test_a_gpu_preset_is_refused_before_anything_starts(tmp_path: Path) -> None:
     assert done.returncode == 5
     assert "100000 CPUs" in done.stderr
     assert "--overlay tiny-cpu" in done.stderr
-    assert "launcher render" in done.stderr
+    assert "choose it with --cluster" in done.stderr
     assert not root.exists()
     as_json = launcher(
         "submit",
