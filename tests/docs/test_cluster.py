@@ -64,9 +64,10 @@ def test_the_profiles_are_what_the_launcher_reads(tmp_path: Path) -> None:
         file = tmp_path / "launcher.yaml"
         file.write_text(block)
         clusters = read_clusters([file])
-        backends.append({profile.backend for profile in clusters.profiles.values()})
-        assert clusters.default in clusters.profiles
-        for profile in clusters.profiles.values():
+        profiles = {name: clusters.profile(name) for name in clusters.names}
+        backends.append({profile.backend for profile in profiles.values()})
+        assert clusters.default in profiles
+        for profile in profiles.values():
             PresetLibrary().resolve("alltoken-timing", site=profile.layer())
     assert backends == [{"kubernetes"}, set(BACKENDS) - {"local"}]
     assert len(blocks[0]) < len(blocks[1]) / 2, "the first one is the least that is enough"
