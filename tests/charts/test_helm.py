@@ -146,8 +146,9 @@ def test_notes_hold_a_profile_that_fits(helm: Helm, tmp_path: Path, case: str) -
     clusters = yaml.safe_load(block)["clusters"]
     file = tmp_path / "launcher.yaml"
     file.write_text(block)
-    for described in read_clusters([file]).profiles.values():
-        PresetLibrary().resolve("alltoken-timing", site=described.layer())
+    described = read_clusters([file])
+    for name in described.names:
+        PresetLibrary().resolve("alltoken-timing", site=described.profile(name).layer())
     backends = {"lab": "kubernetes", "lab-ray": "kuberay"} if case == "kuberay" else {"lab": "kubernetes"}
     if case != "everything":
         assert {name: profile["backend"] for name, profile in clusters.items()} == backends
@@ -162,6 +163,9 @@ def test_notes_hold_a_profile_that_fits(helm: Helm, tmp_path: Path, case: str) -
     else:
         assert (cluster["service_account"], cluster["claim"]) == ("gpu-jobs", "shared-results")
     assert f"create secret generic {cluster['secret']} " in text
+    assert "ready for runs" not in text, "Helm has not looked at the claim"
+    assert f"get persistentvolumeclaim {cluster['claim']}\n" in text
+    assert "# data_claim: NAME" in block
     if case in ("kai", "kueue"):
         assert (cluster["scheduler"], cluster["queue"]) == (case, "tracing")
     if case != "existing":
