@@ -13,7 +13,7 @@ import pytest
 from influence.rundir import ConflictError, RunPaths, claim_attempt, create_run
 from influence.rundir.exits import Verdict
 from launcher import errors
-from launcher.backends import kubernetes_api, pod_log
+from launcher.backends import kubernetes_api, pod_log, server_backend
 from launcher.backends.kubernetes import KubernetesBackend
 from launcher.backends.kubernetes_api import MAX_TRIES
 from launcher.backends.kubernetes_errors import ApiForbidden
@@ -254,6 +254,37 @@ def test_a_running_job_is_one_question(backend: KubernetesBackend, stub: Kuberne
     assert facts.document == lab_run()
     assert facts.started_at == "2026-02-21T11:00:00Z"
     assert asked(stub) == ["GET jobs"]
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_refusal_after_an_answer_is_no_answer_for_a_minute(
+    backend: KubernetesBackend, stub: KubernetesStub, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A server that was restarted refuses until it knows its roles again."""
+    clock = [1000.0]
+    monkeypatch.setattr(server_backend.time, "monotonic", lambda: clock[0])
+    put_job(stub, active=1, ready=1)
+
+    def refuse(times: int = 1) -> None:
+        words = 'jobs.batch is forbidden: User "ada" cannot list: role "infl-launcher" not found'
+        stub.fail("GET", "/jobs$", status=code, body=status(code, "Forbidden", words), times=times)
+
+    refuse()
+    with pytest.raises(ApiForbidden):  # nothing was answered yet: the right is missing
+        backend.get(RUN)
+    assert backend.get(RUN).phase is Phase.EXECUTING
+    refuse(times=2)
+    assert backend.get(RUN).phase is Phase.UNREACHABLE
+    clock[0] += server_backend.REFUSALS_PASS_S - 1
+    facts = backend.get(RUN)
+    assert facts.phase is Phase.UNREACHABLE and "does not" in facts.reason
+    assert backend.get(RUN).phase is Phase.EXECUTING
+    clock[0] += server_backend.REFUSALS_PASS_S
+    refuse(times=2)
+    assert backend.get(RUN).phase is Phase.UNREACHABLE  # counted anew
+    clock[0] += server_backend.REFUSALS_PASS_S
+    with pytest.raises(ApiForbidden):
+        backend.get(RUN)
 
 
 def test_all_runs_are_two_questions(backend: KubernetesBackend, stub: KubernetesStub) -> None:
