@@ -445,6 +445,31 @@ def test_kueue_owns_the_switch_of_its_jobs(backend: KubernetesBackend, stub: Kub
     assert stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]["spec"]["active"] is False
 
 
+@pytest.mark.parametrize("lost", ["jobs", "workloads"])
+def test_a_suspend_that_ended_between_its_two_changes_can_be_resumed_or_repeated(
+    backend: KubernetesBackend, stub: KubernetesStub, lost: str
+) -> None:
+    put_kueue_job(stub)
+    for order in ("resume", "suspend"):
+        stub.fail("PATCH", f"/{lost}/", status=403, body=status(403, "Forbidden", "no"))
+        with pytest.raises(ApiForbidden):
+            backend.suspend(RUN, timeout_s=5)
+        workload = stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]
+        assert workload["spec"].get("active") is not False  # nothing is held back without a note
+        if order == "suspend":
+            assert backend.suspend(RUN, timeout_s=5).phase is Phase.SUSPENDED
+        assert backend.resume(RUN).phase is Phase.QUEUED
+
+
+def test_a_workload_that_was_deactivated_without_a_note_can_be_resumed(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_kueue_job(stub, spec={"active": False})
+    assert "its Workload is deactivated, until the run is resumed" in backend.get(RUN).reason
+    assert backend.resume(RUN).phase is Phase.QUEUED
+    assert stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]["spec"]["active"] is True
+
+
 def test_kueues_words_are_shown(backend: KubernetesBackend, stub: KubernetesStub) -> None:
     reserved = condition("QuotaReserved", "Pending", "insufficient unused quota for nvidia.com/gpu", "False")
     evicted = condition("Evicted", "Preempted", "by a workload of higher priority")
