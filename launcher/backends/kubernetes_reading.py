@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -104,7 +103,7 @@ class JobReader:
         jobs = self.objects(run)
         if jobs is None:
             living = living_pods(list_pods(self.api, self.namespace, run, living=True))
-            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=time.time())
+            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=self.api.now_s())
         status = JobStatus.of(jobs.newest.item)
         if leaves_a_question(status) or status.failure is not None:
             jobs = RunJobs(run, jobs.generations, self.pods(run))
@@ -121,7 +120,7 @@ class JobReader:
         del items  # hundreds of Jobs and their pods need not be in memory together
         questions = any(leaves_a_question(each.status) for each in digests.values())
         pod_items = list_pods(self.api, self.namespace, living=not questions)
-        pods, now_s = _by_job(pod_items) if questions else {}, time.time()
+        pods, now_s = _by_job(pod_items) if questions else {}, self.api.now_s()
         found = {
             run: each.facts(find(each.status, pods.get(each.status.uid, ()), now_s=now_s), pods)
             for run, each in digests.items()
@@ -139,7 +138,7 @@ class JobReader:
                 waits_for = self.workloads.waits_for(status.uid)
             if not (status.suspended or status.num_active or status.num_terminating):
                 no_pod_because = self._failed_create(status, pods)
-        return find(status, pods, now_s=time.time(), waits_for=waits_for, no_pod_because=no_pod_because)
+        return find(status, pods, now_s=self.api.now_s(), waits_for=waits_for, no_pod_because=no_pod_because)
 
     def _failed_create(self, status: JobStatus, pods: Sequence[PodFacts]) -> str | None:
         """The Job controller's words about a pod that it could not create since the last one."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from influence.rundir import ConflictError, RunPaths, claim_attempt, create_run
 from influence.rundir.exits import Verdict
 from launcher import errors
-from launcher.backends import kubernetes_api, pod_log, server_backend
+from launcher.backends import kubernetes_api, pod_log, server_backend, server_clock
 from launcher.backends.kubernetes import KubernetesBackend
 from launcher.backends.kubernetes_api import MAX_TRIES
 from launcher.backends.kubernetes_errors import ApiForbidden
@@ -254,6 +257,32 @@ def test_a_running_job_is_one_question(backend: KubernetesBackend, stub: Kuberne
     assert facts.document == lab_run()
     assert facts.started_at == "2026-02-21T11:00:00Z"
     assert asked(stub) == ["GET jobs"]
+
+
+@pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
+def test_a_wrong_clock_here_makes_no_lost_node(
+    backend: KubernetesBackend, stub: KubernetesStub, monkeypatch: pytest.MonkeyPatch, wrong_by_s: int
+) -> None:
+    put_job(stub, active=1, terminating=1)
+    item = pod("stopping", job_uid=f"job-{RUN}")
+    by_s = time.time()
+    item["metadata"]["deletionTimestamp"] = datetime.fromtimestamp(by_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stub.put(f"{PODS}/stopping", item)
+    clock = SimpleNamespace(time=lambda: by_s + wrong_by_s)
+    monkeypatch.setattr(server_clock, "time", clock)
+    assert backend.get(RUN).phase is backend.list()[RUN].phase is Phase.BACKING_OFF
+    before = "2026-02-21T11:00:00Z"  # long gone, whatever the clock here says
+    item["metadata"]["deletionTimestamp"] = before
+    assert backend.get(RUN).phase is Phase.STUCK
+
+
+def test_a_server_clock_takes_nothing_from_a_date_that_is_none() -> None:
+    clock = server_clock.ServerClock()
+    clock.read("Sat, 21 Feb 2026 11:00:00 GMT")
+    told_s = datetime(2026, 2, 21, 11, tzinfo=UTC).timestamp()
+    for nonsense in (None, "", "tomorrow", "Sat, 99 Feb 2026 11:00:00 GMT"):
+        clock.read(nonsense)
+    assert 0 <= clock.now_s() - told_s < 3600
 
 
 @pytest.mark.parametrize("code", [401, 403])
