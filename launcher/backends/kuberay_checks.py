@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from influence.rundir import RunSpec
@@ -69,14 +68,14 @@ def _installed(site: SiteView) -> Check:
 
 def _operator(reader: RayJobReader) -> Check:
     """Whether the operator works here, told by what it did to the RayJobs that are there."""
-    name, now_s = "KubeRay's operator", time.time()
+    name = "KubeRay's operator"
     try:
         items = reader.api.list(reader.path()).get("items") or []
     except ApiForbidden as error:
         return unknown(name, error)
     except ApiError as error:
         return failed(name, error)
-    rayjobs = [RayJobStatus.of(item) for item in items]
+    rayjobs, now_s = [RayJobStatus.of(item) for item in items], reader.api.now_s()
     ignored = [
         rayjob
         for rayjob in rayjobs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -133,8 +132,8 @@ class RayJobReader:
         rayjobs = self.objects(run)
         if rayjobs is None:
             living = living_pods(list_pods(self.api, self.namespace, run, living=True))
-            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=time.time())
-        status, now_s = RayJobStatus.of(rayjobs.newest.item), time.time()
+            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=self.api.now_s())
+        status, now_s = RayJobStatus.of(rayjobs.newest.item), self.api.now_s()
         if leaves_a_question(status, now_s):
             rayjobs = RunRayJobs(run, rayjobs.generations, self.pods(run))
         waits_for = None
@@ -147,8 +146,8 @@ class RayJobReader:
 
         Runs of which only pods of a Ray cluster are left are among them.
         """
-        now_s = time.time()
         by_run = generations_by_run(self._list(RUN_LABEL))
+        now_s = self.api.now_s()
         newest = {run: RayJobStatus.of(generations[-1].item) for run, generations in by_run.items()}
         by_rayjob: dict[str, list[RayPod]] = {}
         questions = any(leaves_a_question(status, now_s) for status in newest.values())

@@ -55,6 +55,10 @@ class KubernetesApi:
         self.place = connection.place
         """The API server, for a person."""
 
+    def now_s(self) -> float:
+        """Unix time in seconds by the server's clock, which all times in its objects come from."""
+        return self._transport.clock.now_s()
+
     def get(self, path: str) -> Object:
         """One object; or what a path that is no resource answers: ``/version``, ``/apis/ray.io/v1``.
 

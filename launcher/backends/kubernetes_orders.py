@@ -18,7 +18,7 @@ from launcher.backends.generations import Generation, generations_by_run, object
 from launcher.backends.job_facts import CANCELLED_ANNOTATION, SUSPENDED_ANNOTATION
 from launcher.backends.kubernetes_api import KubernetesApi, Object
 from launcher.backends.kubernetes_errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnanswered
-from launcher.backends.kueue import Workloads
+from launcher.backends.kueue import Workloads, is_deactivated
 from launcher.backends.other_kinds import of_another_kind
 from launcher.backends.pod_facts import PodFacts
 from launcher.backends.run_pods import list_pods, living_pods
@@ -249,12 +249,14 @@ class Orders:
             self._patch(objects, {**noted, "spec": {"suspend": True}})
         else:
             # Kueue owns the object's own switch, and would turn it back.
-            if not self._reader.workloads.set_active(status.uid, False):
+            if self._reader.workloads.of_job(status.uid) is None:
                 raise BackendError(
                     f"run '{run}' cannot be suspended: Kueue has made no Workload for it yet",
                     next_step="try again in a moment, or cancel it",
                 )
+            # The note first: where this ends between the two, the run goes on, and either order may follow.
             self._patch(objects, noted)
+            self._reader.workloads.set_active(status.uid, False)
         return self._wait(objects, lambda now: now.at_rest, timeout_s)
 
     def resume(self, run: str) -> BackendFacts:
@@ -266,7 +268,7 @@ class Orders:
         if status.cancelled:
             raise BackendError(f"run '{run}' is cancelled and cannot be resumed", next_step="submit it again")
         self._require_no_deletion(objects, "resumed")
-        if status.suspended_by_us or (status.suspended and status.kueue_queue is None):
+        if status.suspended_by_us or (status.suspended and self._only_we_resume(status)):
             noted = {"metadata": {"annotations": {SUSPENDED_ANNOTATION: None}}}
             if status.kueue_queue is None:
                 self._patch(objects, {**noted, "spec": {"suspend": False}})
@@ -274,6 +276,13 @@ class Orders:
                 self._reader.workloads.set_active(status.uid, True)
                 self._patch(objects, noted)
         return self._reader.facts(run)
+
+    def _only_we_resume(self, status: ObjectStatus) -> bool:
+        """Whether a suspended object stays so: Kueue lets none in whose Workload somebody deactivated."""
+        if status.kueue_queue is None:
+            return True
+        workload = self._reader.workloads.of_job(status.uid)
+        return workload is not None and is_deactivated(workload)
 
     def _require_no_deletion(self, objects: RunObjects, order: str) -> None:
         if self._reader.status(objects.newest.item).deleting:

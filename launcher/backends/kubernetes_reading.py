@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -105,7 +104,7 @@ class JobReader:
         jobs = self.objects(run)
         if jobs is None:
             living = living_pods(list_pods(self.api, self.namespace, run, living=True))
-            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=time.time())
+            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=self.api.now_s())
         status = JobStatus.of(jobs.newest.item)
         if leaves_a_question(status) or status.failure is not None:
             jobs = RunJobs(run, jobs.generations, self.pods(run))
@@ -123,7 +122,7 @@ class JobReader:
         del items  # hundreds of Jobs and their pods need not be in memory together
         questions = any(leaves_a_question(each.status) for each in digests.values())
         pod_items = list_pods(self.api, self.namespace, living=not questions)
-        pods, now_s = _by_job(pod_items) if questions else {}, time.time()
+        pods, now_s = _by_job(pod_items) if questions else {}, self.api.now_s()
         refused = self._failed_creates() if any(each.status.lacks_a_pod for each in digests.values()) else {}
         found = {}
         for run, each in digests.items():
@@ -144,7 +143,7 @@ class JobReader:
             if status.lacks_a_pod:
                 refused = self._failed_creates(status.uid)
                 no_pod_because = _refusal_since(pods, refused.get(status.uid, ()))
-        return find(status, pods, now_s=time.time(), waits_for=waits_for, no_pod_because=no_pod_because)
+        return find(status, pods, now_s=self.api.now_s(), waits_for=waits_for, no_pod_because=no_pod_because)
 
     def _failed_creates(self, uid: str | None = None) -> dict[str, list[Object]]:
         """The Job controller's events about pods that it could not create, by the Job: of one or of all."""

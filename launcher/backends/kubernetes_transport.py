@@ -16,6 +16,7 @@ from urllib3 import exceptions
 from launcher.backends.deadline import DeadlineError, within
 from launcher.backends.kubernetes_connection import Connection
 from launcher.backends.kubernetes_errors import ApiUnanswered, refusal
+from launcher.backends.server_clock import ServerClock
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
@@ -37,6 +38,7 @@ class Transport:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.place = connection.place
+        self.clock = ServerClock()
 
     def call(
         self,
@@ -114,6 +116,7 @@ class Transport:
                 body=None if body is None else json.dumps(body).encode(),
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
             )  # fmt: skip
+            self.clock.read(response.headers.get("Date"))
             if 200 <= response.status < 300:
                 return response
             with _Closing(response):

@@ -63,10 +63,15 @@ class Workloads:
         return True
 
 
+def is_deactivated(workload: Mapping[str, Any]) -> bool:
+    """Whether Kueue leaves it out of its queue, whatever room there is."""
+    return (workload.get("spec") or {}).get("active") is False
+
+
 def words(workload: Mapping[str, Any]) -> str | None:
     """What a Workload says of its Job's wait: the eviction that it follows, then why no quota is reserved."""
     conditions = {c.get("type"): c for c in (workload.get("status") or {}).get("conditions") or []}
-    said = []
+    said = ["its Workload is deactivated, until the run is resumed"] if is_deactivated(workload) else []
     evicted, reserved = conditions.get("Evicted", {}), conditions.get("QuotaReserved", {})
     if evicted.get("status") == "True":
         said.append(f"evicted ({evicted.get('reason')}): {evicted.get('message')}")

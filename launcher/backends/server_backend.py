@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -12,6 +13,9 @@ from launcher.backends.kubernetes_orders import Reader, RunObjects
 from launcher.errors import BackendError
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
+
+REFUSALS_PASS_S = 60.0
+"""An API server that has just started knows no roles yet, nor all kinds of objects: 403, or 404."""
 
 
 class ServerReader(Reader[RunObjects], Protocol):
@@ -29,6 +33,8 @@ class ServerBackend:
         self._root = profile.root
         self._objects = reader
         self._logs = AttemptLogs(reader)
+        self._answered = False
+        self._refused_since_s: float | None = None
 
     def document(self, run: str) -> RunSpec | None:
         reader = self._objects
@@ -51,12 +57,23 @@ class ServerBackend:
 
     def get(self, run: str) -> BackendFacts:
         try:
-            return self._objects.facts(run)
-        except (ApiForbidden, ApiNotFound):
-            raise  # no poll cures it
+            facts = self._objects.facts(run)
         except BackendError as error:
+            if isinstance(error, (ApiForbidden, ApiNotFound)) and not self._may_pass():
+                raise  # no poll cures it
             reason = f"{error.what}: {error.why}" if error.why else error.what
             return BackendFacts(backend=self.name, phase=Phase.UNREACHABLE, reason=reason)
+        self._answered, self._refused_since_s = True, None
+        return facts
+
+    def _may_pass(self) -> bool:
+        """Whether a refusal may pass by itself: the same question was answered before, and not long ago."""
+        if not self._answered:
+            return False
+        now_s = time.monotonic()
+        if self._refused_since_s is None:
+            self._refused_since_s = now_s
+        return now_s - self._refused_since_s < REFUSALS_PASS_S
 
     def list(self) -> Mapping[str, BackendFacts]:
         return self._objects.all_facts()

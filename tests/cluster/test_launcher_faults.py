@@ -10,7 +10,9 @@ import pytest
 from launcher.backends.kubernetes import KubernetesBackend
 from launcher.profiles import Profile
 from launcher.states import Phase
+from tests.charts.rights import LAUNCHER_RIGHTS
 from tests.cluster.bench.bench import Bench
+from tests.cluster.bench.namespace import RBAC
 from tests.cluster.bench.waiting import until
 from tests.cluster.fake_trainer_image import fake_trainer_image
 from tests.cluster.user import User
@@ -43,6 +45,32 @@ def test_watching_and_following_survive_the_api_servers_death(bench: Bench, user
     assert "SUCCEEDED" in watched
     followed, _ = user.ended(following)
     assert followed == user.paths(RUN).log(1).read_text()  # nothing twice, nothing lost
+
+
+def test_following_survives_a_server_that_knows_no_roles_yet(bench: Bench, user: User) -> None:
+    """As after a restart, before its caches are filled; the launcher has the chart's rights only."""
+    trainer, signal_file = waiting_image(bench, user, ["say one", GO_ON, "commit 1", "commit 2", "exit 0"])
+    rules = [
+        {"apiGroups": [group], "resources": [resource], "verbs": sorted(verbs)}
+        for (group, resource), verbs in LAUNCHER_RIGHTS.items()
+    ]
+    user.namespace.create_service_account("launcher")
+    user.namespace.grant("launcher", rules)
+    user.describe_cluster(user.namespace.service_account_kubeconfig("launcher"))
+    user.submit(RUN, trainer)
+    user.wait_for_attempt(RUN, 1, "wait")
+    watching, following = user.start("status", RUN, "--watch"), user.start("logs", RUN, "--follow")
+    time.sleep(2.5)  # until both have asked once
+    role = f"{RBAC}/namespaces/{user.namespace.name}/roles/launcher"
+    bench.api.delete(role)
+    until(lambda: "does not let you" in user.launcher("status", RUN, code=5), "the refusal")
+    time.sleep(2)  # until both have met it
+    bench.api.create(role.rpartition("/")[0], {"metadata": {"name": "launcher"}, "rules": rules})
+    signal_file.touch()
+    watched, told = user.ended(watching)
+    assert "SUCCEEDED" in watched and "UNKNOWN" in told
+    followed, _ = user.ended(following)
+    assert followed == user.paths(RUN).log(1).read_text()
 
 
 def test_logs_are_read_from_pods_where_the_claim_is_not_mounted_here(bench: Bench, user: User) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from influence.rundir import ConflictError, RunPaths, claim_attempt, create_run
 from influence.rundir.exits import Verdict
 from launcher import errors
-from launcher.backends import kubernetes_api, pod_log
+from launcher.backends import kubernetes_api, pod_log, server_backend, server_clock
 from launcher.backends.kubernetes import KubernetesBackend
 from launcher.backends.kubernetes_api import MAX_TRIES
 from launcher.backends.kubernetes_errors import ApiForbidden
@@ -256,6 +259,63 @@ def test_a_running_job_is_one_question(backend: KubernetesBackend, stub: Kuberne
     assert asked(stub) == ["GET jobs"]
 
 
+@pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
+def test_a_wrong_clock_here_makes_no_lost_node(
+    backend: KubernetesBackend, stub: KubernetesStub, monkeypatch: pytest.MonkeyPatch, wrong_by_s: int
+) -> None:
+    put_job(stub, active=1, terminating=1)
+    item = pod("stopping", job_uid=f"job-{RUN}")
+    by_s = time.time()
+    item["metadata"]["deletionTimestamp"] = datetime.fromtimestamp(by_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stub.put(f"{PODS}/stopping", item)
+    clock = SimpleNamespace(time=lambda: by_s + wrong_by_s)
+    monkeypatch.setattr(server_clock, "time", clock)
+    assert backend.get(RUN).phase is backend.list()[RUN].phase is Phase.BACKING_OFF
+    before = "2026-02-21T11:00:00Z"  # long gone, whatever the clock here says
+    item["metadata"]["deletionTimestamp"] = before
+    assert backend.get(RUN).phase is Phase.STUCK
+
+
+def test_a_server_clock_takes_nothing_from_a_date_that_is_none() -> None:
+    clock = server_clock.ServerClock()
+    clock.read("Sat, 21 Feb 2026 11:00:00 GMT")
+    told_s = datetime(2026, 2, 21, 11, tzinfo=UTC).timestamp()
+    for nonsense in (None, "", "tomorrow", "Sat, 99 Feb 2026 11:00:00 GMT"):
+        clock.read(nonsense)
+    assert 0 <= clock.now_s() - told_s < 3600
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_refusal_after_an_answer_is_no_answer_for_a_minute(
+    backend: KubernetesBackend, stub: KubernetesStub, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A server that was restarted refuses until it knows its roles again."""
+    clock = [1000.0]
+    monkeypatch.setattr(server_backend.time, "monotonic", lambda: clock[0])
+    put_job(stub, active=1, ready=1)
+
+    def refuse(times: int = 1) -> None:
+        words = 'jobs.batch is forbidden: User "ada" cannot list: role "infl-launcher" not found'
+        stub.fail("GET", "/jobs$", status=code, body=status(code, "Forbidden", words), times=times)
+
+    refuse()
+    with pytest.raises(ApiForbidden):  # nothing was answered yet: the right is missing
+        backend.get(RUN)
+    assert backend.get(RUN).phase is Phase.EXECUTING
+    refuse(times=2)
+    assert backend.get(RUN).phase is Phase.UNREACHABLE
+    clock[0] += server_backend.REFUSALS_PASS_S - 1
+    facts = backend.get(RUN)
+    assert facts.phase is Phase.UNREACHABLE and "does not" in facts.reason
+    assert backend.get(RUN).phase is Phase.EXECUTING
+    clock[0] += server_backend.REFUSALS_PASS_S
+    refuse(times=2)
+    assert backend.get(RUN).phase is Phase.UNREACHABLE  # counted anew
+    clock[0] += server_backend.REFUSALS_PASS_S
+    with pytest.raises(ApiForbidden):
+        backend.get(RUN)
+
+
 def test_all_runs_are_two_questions(backend: KubernetesBackend, stub: KubernetesStub) -> None:
     for number in range(20):
         item = job(lab_run(), uid=f"j{number}", active=1, ready=1)
@@ -434,6 +494,31 @@ def test_kueue_owns_the_switch_of_its_jobs(backend: KubernetesBackend, stub: Kub
     assert stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]["spec"]["active"] is True
     assert backend.cancel(RUN, timeout_s=5).phase is Phase.CANCELLED
     assert stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]["spec"]["active"] is False
+
+
+@pytest.mark.parametrize("lost", ["jobs", "workloads"])
+def test_a_suspend_that_ended_between_its_two_changes_can_be_resumed_or_repeated(
+    backend: KubernetesBackend, stub: KubernetesStub, lost: str
+) -> None:
+    put_kueue_job(stub)
+    for order in ("resume", "suspend"):
+        stub.fail("PATCH", f"/{lost}/", status=403, body=status(403, "Forbidden", "no"))
+        with pytest.raises(ApiForbidden):
+            backend.suspend(RUN, timeout_s=5)
+        workload = stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]
+        assert workload["spec"].get("active") is not False  # nothing is held back without a note
+        if order == "suspend":
+            assert backend.suspend(RUN, timeout_s=5).phase is Phase.SUSPENDED
+        assert backend.resume(RUN).phase is Phase.QUEUED
+
+
+def test_a_workload_that_was_deactivated_without_a_note_can_be_resumed(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_kueue_job(stub, spec={"active": False})
+    assert "its Workload is deactivated, until the run is resumed" in backend.get(RUN).reason
+    assert backend.resume(RUN).phase is Phase.QUEUED
+    assert stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]["spec"]["active"] is True
 
 
 def test_kueues_words_are_shown(backend: KubernetesBackend, stub: KubernetesStub) -> None:
