@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Any
 
 from launcher.errors import SpecError
 from launcher.layers import merge, refuse_secrets
-from launcher.model.clusters import OWN_KEYS, LauncherYaml, broken_cluster_rules
+from launcher.model.clusters import OWN_KEYS, USERS_OWN, LauncherYaml, broken_cluster_rules
 from launcher.model.rules import Problem
 from launcher.model.validation import validate_launcher_yaml
-from launcher.profiles import DEFAULT_NAMESPACE, IMPLICIT, Profile, RunaiAccess
+from launcher.profiles import CONFIG_VARIABLE, DEFAULT_NAMESPACE, IMPLICIT, Profile, RunaiAccess, own_file
 from launcher.suggest import did_you_mean
 from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml, shown_path
 
@@ -37,11 +37,13 @@ class Clusters:
     source: str
 
 
-def read_clusters(files: Sequence[Path]) -> Clusters:
+def read_clusters(files: Sequence[Path], project: Path | None = None) -> Clusters:
     """Merge and check.
 
     Args:
         files: later wins, key by key.
+        project: the one of them that nobody named: whoever wrote it must not choose programs that run here,
+            nor where secrets of the user are sent.
 
     Raises:
         SpecError: anything wrong in a file, with its line.
@@ -54,8 +56,10 @@ def read_clusters(files: Sequence[Path]) -> Clusters:
         _refuse_secrets(layer)
         merge(data, places, layer)
     document, problems = validate_launcher_yaml(data)
+    if project is not None:
+        problems = [*problems, *_users_own(data, places, shown_path(project))]
     if document is not None:
-        problems = [*broken_cluster_rules(document), *_default_problem(document)]
+        problems = [*problems, *broken_cluster_rules(document), *_default_problem(document)]
     if document is None or problems:
         raise _error(problems, places, source)
     profiles = {name: _profile(name, document, data, places) for name in document.clusters}
@@ -127,6 +131,22 @@ def _profile(name: str, document: LauncherYaml, data: Any, places: Mapping[KeyPa
         places=own_places,
         source=str(part.places[()]),
     )
+
+
+def _users_own(data: dict[str, Any], places: Mapping[KeyPath, Place], project: str) -> Iterator[Problem]:
+    """What the project's file says that only the user may say."""
+    for name, profile in _mapping(data.get("clusters")).items():
+        for key_path in USERS_OWN:
+            path, value = ("clusters", name, *key_path), profile
+            for part in key_path:
+                value = _mapping(value).get(part)
+            if value is not None and places[path].source == project:
+                yield Problem(
+                    path,
+                    "a project's file may not say this, since it would choose what runs here or where your "
+                    f"secrets go; write it into {own_file()}, or name this file with --config or "
+                    f"{CONFIG_VARIABLE}",
+                )
 
 
 def _default_problem(document: LauncherYaml) -> list[Problem]:
