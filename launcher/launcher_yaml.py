@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Any
 
 from launcher.errors import SpecError
 from launcher.layers import merge, refuse_secrets
-from launcher.model.clusters import OWN_KEYS, LauncherYaml, broken_cluster_rules
+from launcher.model.clusters import OWN_KEYS, USERS_OWN, LauncherYaml, broken_cluster_rules
 from launcher.model.rules import Problem
 from launcher.model.validation import validate_launcher_yaml
-from launcher.profiles import DEFAULT_NAMESPACE, IMPLICIT, Profile, RunaiAccess
+from launcher.profiles import CONFIG_VARIABLE, DEFAULT_NAMESPACE, IMPLICIT, Profile, RunaiAccess, own_file
 from launcher.suggest import did_you_mean
 from launcher.yaml_source import KeyPath, Place, YamlSource, read_yaml, shown_path
 
@@ -35,8 +35,11 @@ class Clusters:
         source: the files, for messages.
     """
 
-    def __init__(self, layers: Sequence[YamlSource], source: str) -> None:
+    def __init__(self, layers: Sequence[YamlSource], source: str, project: Path | None = None) -> None:
         """
+        Args:
+            project: as ``read_clusters`` has it.
+
         Raises:
             SpecError: something is wrong outside of the single clusters.
         """
@@ -45,6 +48,7 @@ class Clusters:
         for layer in layers:
             merge(data, places, layer)
         self._layers, self._data, self._places, self.source = layers, data, places, source
+        self._project = project
         clusters = data.get("clusters")
         document = self._checked(data | ({"clusters": {}} if isinstance(clusters, dict) else {}))
         self.default: str | None = document.default_cluster
@@ -74,6 +78,9 @@ class Clusters:
             _refuse_secrets(layer, name)
         document = self._checked({"clusters": {name: self._profiles[name]}})
         problems = list(broken_cluster_rules(document))
+        if self._project is not None:
+            own = _users_own(name, self._profiles[name], self._places, shown_path(self._project))
+            problems += own
         if problems:
             raise self._error(problems)
         return _profile(name, document, self._data, self._places)
@@ -95,16 +102,19 @@ class Clusters:
         return _error(problems, self._places, self.source)
 
 
-def read_clusters(files: Sequence[Path]) -> Clusters:
+def read_clusters(files: Sequence[Path], project: Path | None = None) -> Clusters:
     """Merge, and check what is outside of the single clusters.
 
     Args:
         files: later wins, key by key.
+        project: the one of them that nobody named: whoever wrote it must not choose programs that run here,
+            nor where secrets of the user are sent.
 
     Raises:
         SpecError: a file cannot be read, is no YAML, or has keys that mean nothing.
     """
-    return Clusters([_read(path) for path in files], " and ".join(shown_path(path) for path in files))
+    source = " and ".join(shown_path(path) for path in files)
+    return Clusters([_read(path) for path in files], source, project)
 
 
 def _read(path: Path) -> YamlSource:
@@ -177,6 +187,21 @@ def _profile(name: str, document: LauncherYaml, data: Any, places: Mapping[KeyPa
         places=own_places,
         source=str(part.places[()]),
     )
+
+
+def _users_own(name: str, profile: Any, places: Mapping[KeyPath, Place], project: str) -> Iterator[Problem]:
+    """What the project's file says of a cluster that only the user may say."""
+    for key_path in USERS_OWN:
+        path, value = ("clusters", name, *key_path), profile
+        for part in key_path:
+            value = _mapping(value).get(part)
+        if value is not None and places[path].source == project:
+            yield Problem(
+                path,
+                "a project's file may not say this, since it would choose what runs here or where your "
+                f"secrets go; write it into {own_file()}, or name this file with --config or "
+                f"{CONFIG_VARIABLE}",
+            )
 
 
 def _error(problems: Sequence[Problem], places: Mapping[KeyPath, Place], source: str) -> SpecError:

@@ -108,7 +108,7 @@ def choose_profile(
     if files and named != LOCAL:
         from launcher.launcher_yaml import read_clusters  # imports pydantic and YAML
 
-        clusters = read_clusters(files)
+        clusters = read_clusters(files, project=_unasked_file(config))
     default = (clusters.default if clusters else None) or LOCAL
     unread = bool(files) and clusters is None
     if clusters is not None and named is None:
@@ -148,15 +148,32 @@ def config_files(config: Path | None = None) -> list[Path]:
     Raises:
         UsageError: the file that was named is not there.
     """
-    if config is None and os.environ.get(CONFIG_VARIABLE):
-        config = Path(os.environ[CONFIG_VARIABLE])
+    config = _named_file(config)
     if config is not None:
         if not config.is_file():
             raise UsageError(f"no such file: {config}", next_step=f"check --config and {CONFIG_VARIABLE}")
         return [config]
+    return [path for path in (_unasked_file(None), own_file()) if path is not None and path.is_file()]
+
+
+def own_file() -> Path:
+    """The user's own file, there or not."""
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    own = Path(home).expanduser() / "influence-launcher" / FILE_NAME
-    return [path for path in (_project_file(Path.cwd()), own) if path is not None and path.is_file()]
+    return Path(home).expanduser() / "influence-launcher" / FILE_NAME
+
+
+def _named_file(config: Path | None) -> Path | None:
+    """The one file that the user names."""
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        return Path(os.environ[CONFIG_VARIABLE])
+    return config
+
+
+def _unasked_file(config: Path | None) -> Path | None:
+    """The project's file, which is read because of the folder that a command is given in; None where the
+    user names a file, or is in the folder of their own."""
+    path = None if _named_file(config) else _project_file(Path.cwd())
+    return None if path is None or path.resolve() == own_file().resolve() else path
 
 
 def _project_file(folder: Path) -> Path | None:

@@ -7,6 +7,7 @@
           +-- ApiNotFound     404: no such object, or no such kind of object
           +-- ApiConflict     409: the name is taken, or the object changed meanwhile
           +-- ApiForbidden    401, 403: who we are, or what we may do
+          +-- ApiRefused      403: a policy, a quota or a namespace that ends; the right is there
           +-- ApiInvalid      400, 422: the object is not acceptable; the fields are named
           +-- ApiUnanswered   no connection, a time-out, 429, 5xx: asking again may help
 
@@ -34,6 +35,7 @@ _CHART_OPTIONS = {
 }
 _LONGEST_TEXT = 2000
 _VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
+_MISSING_RIGHT = re.compile(r"\bcannot \w+ (resource|path)\b")  # how authorization says no
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)"
     r"(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
@@ -65,6 +67,10 @@ class ApiConflict(ApiError):  # noqa: N818
 
 
 class ApiForbidden(ApiError):  # noqa: N818
+    pass
+
+
+class ApiRefused(ApiError):  # noqa: N818
     pass
 
 
@@ -181,20 +187,8 @@ def _by_status(
             why=message or "they are missing, wrong or have expired",
             next_step="log in again, then try `kubectl auth whoami` with the same kubeconfig and context",
         )
-    if status == 403 and not _is_quota(message):
-        verb, within = _verb(method, target), f" -n {target.namespace}" if target.namespace else ""
-        return ApiForbidden(
-            f"{place} does not let you {doing}",
-            why=f"the right '{verb}' on '{target.kind}'{target.place} is missing ({message})",
-            next_step=f"ask the cluster's administrator to bind you to {chart_role(target.kind)}; "
-            f"`kubectl auth can-i {verb} {target.kind}{within}` then says yes",
-        )
     if status == 403:
-        return ApiForbidden(
-            f"{place} refuses to {doing}: a quota is used up",
-            why=message,
-            next_step="wait until other work ends, or ask the namespace's administrator for a larger quota",
-        )
+        return _forbidden(place, doing, target, method, message)
     if status == 404:
         return ApiNotFound(f"{place} has no {target}", why=message)
     if status == 409:
@@ -229,8 +223,40 @@ def _verb(method: str, target: Target) -> str:
     return _VERBS.get(method) or ("get" if target.name else "list")
 
 
-def _is_quota(message: str) -> bool:
-    return "exceeded quota" in message
+def _forbidden(place: str, doing: str, target: Target, method: str, message: str) -> ApiError:
+    """A 403 of authorization, or of admission: that comes after it, and looks at changes only."""
+    verb, within = _verb(method, target), f" -n {target.namespace}" if target.namespace else ""
+    if _MISSING_RIGHT.search(message):
+        return ApiForbidden(
+            f"{place} does not let you {doing}",
+            why=f"the right '{verb}' on '{target.kind}'{target.place} is missing ({message})",
+            next_step=f"ask the cluster's administrator to bind you to {chart_role(target.kind)}; "
+            f"`kubectl auth can-i {verb} {target.kind}{within}` then says yes",
+        )
+    if not message or method not in _VERBS:
+        return ApiForbidden(
+            f"{place} does not let you {doing}",
+            why=message or "it does not say why; perhaps a proxy answered in its place",
+            next_step=f"see what `kubectl auth can-i {verb} {target.kind}{within}` says with the same "
+            "kubeconfig and context",
+        )
+    if "exceeded quota" in message:
+        return ApiRefused(
+            f"{place} refuses to {doing}: a quota is used up",
+            why=message,
+            next_step="wait until other work ends, or ask the namespace's administrator for a larger quota",
+        )
+    if "being terminated" in message:
+        return ApiRefused(
+            f"{place} refuses to {doing}: the namespace is being deleted",
+            why=message,
+            next_step="ask the administrator to make it anew, or choose another with cluster.namespace",
+        )
+    return ApiRefused(
+        f"{place} refuses to {doing}",
+        why=message,
+        next_step="correct the setting that it speaks of, or ask the cluster's administrator about that rule",
+    )
 
 
 def _status_object(body: bytes) -> dict[str, Any]:

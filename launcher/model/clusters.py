@@ -82,6 +82,12 @@ def _cluster_profile() -> type[Section]:
 
 OWN_KEYS = ("backend", "kubeconfig", "context", "root", "runai")
 """A profile's keys that are no sections of a preset."""
+USERS_OWN = (
+    ("kubeconfig",), ("runai", "url"), ("runai", "ca_file"), ("runai", "client_id_variable"),
+    ("runai", "client_secret_variable"),
+)  # fmt: skip
+"""A profile's keys that a project's file may not set: a kubeconfig can name a program to run, and the others
+say which variable's value is sent to whom."""
 ClusterProfile = _cluster_profile()
 
 

@@ -30,6 +30,7 @@ from launcher.backends.kubernetes_errors import (
     ApiForbidden,
     ApiInvalid,
     ApiNotFound,
+    ApiRefused,
     ApiUnanswered,
     Target,
     api_path,
@@ -39,6 +40,7 @@ from launcher.profiles import Profile
 from tests.launcher.kubernetes_stub import TOKEN, KubernetesStub, running_stub, status, write_kubeconfig
 
 JOBS = api_path("batch/v1", "jobs", namespace="lab")
+NO_RIGHT = 'jobs.batch is forbidden: User "ada" cannot %s resource "jobs" in the namespace "lab"'
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}}
 
 
@@ -82,8 +84,8 @@ def test_objects_are_plain_json(api: KubernetesApi, stub: KubernetesStub) -> Non
     ("code", "reason", "message", "kind", "words"),
     [
         (401, "Unauthorized", "Unauthorized", ApiForbidden, "does not accept your credentials"),
-        (403, "Forbidden", "no list", ApiForbidden, "right 'list' on 'jobs.batch' in namespace 'lab'"),
-        (403, "Forbidden", "exceeded quota: gpus", ApiForbidden, "a quota is used up"),
+        (403, "Forbidden", NO_RIGHT % "list", ApiForbidden, "right 'list' on 'jobs.batch' in"),
+        (403, "Forbidden", "blocked by the firewall", ApiForbidden, "blocked by the firewall"),
         (404, "NotFound", "the server could not find", ApiNotFound, "has no jobs.batch in namespace 'lab'"),
         (409, "Conflict", "modified", ApiConflict, "has just changed"),
         (429, "TooManyRequests", "later", ApiUnanswered, "is too busy (HTTP 429)"),
@@ -106,13 +108,39 @@ def test_each_answer_has_an_error_with_place_reason_and_next_step(
 
 
 def test_a_missing_right_is_named_with_who_grants_it(api: KubernetesApi, stub: KubernetesStub) -> None:
-    stub.fail("POST", "/jobs$", status=403, body=status(403, "Forbidden", "no"))
+    stub.fail("POST", "/jobs$", status=403, body=status(403, "Forbidden", NO_RIGHT % "create"))
     with pytest.raises(ApiForbidden) as caught:
         api.create(JOBS, JOB)
     assert "the right 'create' on 'jobs.batch' in namespace 'lab' is missing" in str(caught.value.why)
     assert "charts/influence" in str(caught.value.next_step)
     assert "kubectl auth can-i create jobs.batch -n lab" in str(caught.value.next_step)
     assert stub.count("POST", "/jobs$") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("exceeded quota: gpus", "a quota is used up"),
+        ("unable to create new content in namespace lab because it is being terminated", "is being deleted"),
+        (
+            "ValidatingAdmissionPolicy 'no-ada' with binding 'b' denied request: it cannot be",
+            "denied request",
+        ),
+        ('violates PodSecurity "restricted:latest": runAsNonRoot != true', "runAsNonRoot"),
+    ],
+)
+def test_a_refusal_by_a_rule_is_no_missing_right(
+    api: KubernetesApi, stub: KubernetesStub, message: str, words: str
+) -> None:
+    message = f'jobs.batch "a" is forbidden: {message}'
+    for ask in (api.create, api.ask):
+        stub.fail("POST", "/jobs$", status=403, body=status(403, "Forbidden", message))
+        with pytest.raises(ApiRefused) as caught:
+            ask(JOBS, JOB)
+        assert words in f"{caught.value.what} {caught.value.why}"
+        assert message in str(caught.value.why)
+        assert "right" not in told(caught.value).split("Traceback")[0]
+        assert caught.value.next_step
 
 
 def test_an_object_that_is_not_acceptable_names_its_fields(api: KubernetesApi, stub: KubernetesStub) -> None:

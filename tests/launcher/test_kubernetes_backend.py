@@ -366,7 +366,7 @@ def test_a_missing_right_is_an_error_since_no_poll_cures_it(
     backend: KubernetesBackend, stub: KubernetesStub
 ) -> None:
     put_job(stub, active=1)
-    stub.fail("GET", "/pods$", status=403, body=status(403, "Forbidden", "no"))
+    stub.fail("GET", "/pods$", status=403, body=status(403, "Forbidden", 'cannot list resource "pods"'))
     with pytest.raises(ApiForbidden) as caught:
         backend.get(RUN)
     assert "'list' on 'pods' in namespace 'lab'" in str(caught.value.why)

@@ -242,6 +242,19 @@ def test_gpus_that_are_taken_are_counted_and_what_may_not_be_seen_is_said(
 
 
 @pytest.mark.parametrize(
+    "message", ["exceeded quota: count/jobs.batch", "ValidatingAdmissionPolicy 'p' denied request: no"]
+)
+def test_a_job_that_a_rule_refuses_is_a_failed_check(
+    stub: KubernetesStub, tmp_path: Path, message: str
+) -> None:
+    stub.fail("POST", "/jobs$", status=403, body=status(403, "Forbidden", message))
+    check = found(stub, tmp_path)["the Job"]
+    assert (check.outcome, message in check.detail) == ("failed", True)
+    stub.fail("POST", "/jobs$", status=403, body=status(403, "Forbidden", 'cannot create resource "jobs"'))
+    assert found(stub, tmp_path)["the Job"].outcome == "unknown"  # the check of rights tells it
+
+
+@pytest.mark.parametrize(
     ("hard", "used", "outcome"), [("4", "0", "failed"), ("16", "12", "warning"), ("16", "8", "ok")]
 )
 def test_a_quota_on_gpus(stub: KubernetesStub, tmp_path: Path, hard: str, used: str, outcome: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import UsageError
+from launcher.errors import SpecError, UsageError
 from launcher.profiles import Profile, choose_profile
 from launcher.site import Site
 from tests.launcher.local_run import REPOSITORY
@@ -176,3 +176,47 @@ def test_nothing_is_imported_where_nothing_is_described(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+FOREIGN = [
+    ("kubeconfig: kc", "kubeconfig"),
+    ("runai: {url: 'https://evil.example.org'}", "runai.url"),
+    ("runai: {client_secret_variable: GITHUB_TOKEN}", "runai.client_secret_variable"),
+    ("runai: {client_id_variable: GITHUB_TOKEN}", "runai.client_id_variable"),
+    ("runai: {ca_file: ca.pem}", "runai.ca_file"),
+]
+
+
+@pytest.mark.parametrize(("line", "key"), FOREIGN)
+def test_a_projects_file_chooses_neither_programs_nor_where_secrets_go(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, key: str
+) -> None:
+    backend = "runai" if "runai" in line else "kubernetes"
+    (project / "launcher.yaml").write_text(f"clusters:\n  far:\n    backend: {backend}\n    {line}\n")
+    if backend == "runai":
+        own_file(tmp_path, "clusters: {far: {runai: {project: team}}}")
+    with pytest.raises(SpecError) as caught:
+        choose_profile("far")
+    assert f"launcher.yaml:4: clusters.far.{key}: a project's file may not" in caught.value.what
+    assert str(tmp_path / "config" / "influence-launcher" / "launcher.yaml") in caught.value.what
+
+
+def test_the_users_word_lets_a_projects_file_say_it(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project / "launcher.yaml"
+    path.write_text("clusters: {far: {backend: kubernetes, kubeconfig: kc}}")
+    assert choose_profile("far", path).kubeconfig == project / "kc"
+    monkeypatch.setenv("INFL_CONFIG", str(path))
+    assert choose_profile("far").kubeconfig == project / "kc"
+    monkeypatch.delenv("INFL_CONFIG")
+    own = own_file(tmp_path, "clusters: {far: {kubeconfig: mine}}")
+    assert choose_profile("far").kubeconfig == own.parent / "mine"  # what is overruled does no harm
+
+
+def test_the_users_own_file_is_no_projects_where_they_stand_beside_it(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = own_file(tmp_path, "clusters: {far: {backend: kubernetes, kubeconfig: mine}}")
+    monkeypatch.chdir(own.parent)
+    assert choose_profile("far").kubeconfig == own.parent / "mine"

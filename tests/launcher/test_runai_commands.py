@@ -30,6 +30,7 @@ def launcher(
         f"clusters: {{lab: {{backend: runai, runai: {{url: '{stub.url}', project: {PROJECT}}}}}}}\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INFL_CONFIG", "launcher.yaml")
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
