@@ -312,8 +312,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._begin_stream()
         sent = position = 0
         cut = stub.watches_cut
+        lines = stub.logs[pod]  # a stream that is open goes on to its end also when the pod is removed
         while True:
-            lines = stub.logs[pod]
             for at, text in lines[position:]:
                 if at[:19] < since:
                     continue
