@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from influence.rundir.clock import utc_now
 from influence.rundir.errors import RunNameError
-from influence.rundir.names import run_name, validate_run_name
+from influence.rundir.names import run_name, validate_new_run_name
 from influence.rundir.spec import RunSpec, spec_hash
 from launcher import __version__
 from launcher.errors import UsageError
@@ -110,7 +110,7 @@ def _name(resolved: Resolved, digest: str, name: str | None, suffix: str | None,
         suffix = digest.removeprefix("sha256:")[:4]
     try:
         if name is not None:
-            return validate_run_name(name)
+            return validate_new_run_name(name)
         return run_name(resolved.preset, resolved.overlays, f"{today:%m%d}" if suffix is None else suffix)
     except RunNameError as error:
         raise UsageError(error.reason, next_step=error.next_step) from None

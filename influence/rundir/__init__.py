@@ -25,7 +25,7 @@ from influence.rundir.exits import TrainerExit, Verdict, classify, describe
 from influence.rundir.files import read_json, sha256_file, write_atomic, write_json
 from influence.rundir.lineage import StepCheck, committed_steps, missing_steps, verify_step
 from influence.rundir.metrics import read_metrics
-from influence.rundir.names import MAX_RUN_NAME, run_name, validate_run_name
+from influence.rundir.names import MAX_RUN_NAME, run_name, validate_new_run_name, validate_run_name
 from influence.rundir.paths import RunPaths
 from influence.rundir.record import CommitRecord
 from influence.rundir.segments import Segment
@@ -102,6 +102,7 @@ __all__ = [
     "sha256_file",
     "spec_hash",
     "utc_now",
+    "validate_new_run_name",
     "validate_run_name",
     "verify_step",
     "write_atomic",

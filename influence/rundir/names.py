@@ -14,6 +14,9 @@ MAX_RUN_NAME = 34
 # RFC 1035, not 1123: a name that starts with a digit is refused for Services, which multi-node jobs need.
 _LABEL = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
 
+# On a cluster the second object of a run has this name: one that ended is never deleted to be made again.
+_GENERATION = re.compile(r"(.*)-r((?:[2-9]|[1-9][0-9]+))")
+
 
 def validate_run_name(name: str) -> str:
     """The name itself, if a run can have it.
@@ -33,6 +36,23 @@ def validate_run_name(name: str) -> str:
             None,
             f"{_quoted(name)} cannot be the name of a run: {problem}",
             f"use a DNS label such as {_suggestion(name)!r}",
+        )
+    return name
+
+
+def validate_new_run_name(name: str) -> str:
+    """The name itself, if a run that is not there yet can have it; one that is there may be named otherwise.
+
+    Raises:
+        RunNameError: as `validate_run_name`, or the name is that of another run's second start.
+    """
+    match = _GENERATION.fullmatch(validate_run_name(name))
+    if match:
+        raise RunNameError(
+            None,
+            f"{_quoted(name)} cannot be the name of a new run: so a cluster names start {match[2]} of the "
+            f"run {_quoted(match[1])}",
+            f"use another ending than -r and a number, such as {f'{match[1]}-v{match[2]}'!r}",
         )
     return name
 
@@ -57,7 +77,7 @@ def run_name(preset: str, overlays: Sequence[str], suffix: str) -> str:
         digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:4]
         kept = middle[: len(middle) - num_excess - len("-") - len(digest)].rstrip("-")
         name = f"infl-{kept}-{digest}-{suffix}"
-    return validate_run_name(name)
+    return validate_new_run_name(name)
 
 
 _MIN_SHORTENED = 6  # one letter, a hyphen and four digits

@@ -7,7 +7,8 @@ and what to order in ``launcher.lifecycle``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -79,6 +80,19 @@ class Event:
     count: int = 1
 
 
+class OrderStands(KeyboardInterrupt):
+    """Ctrl-C came while an order was awaited that its place had taken: it is carried out all the same."""
+
+
+@contextmanager
+def order_taken() -> Iterator[None]:
+    """Around the wait for an order that was answered: Ctrl-C becomes OrderStands."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise OrderStands from None
+
+
 class Backend(Protocol):
     """What every place where runs execute can do.
 
@@ -140,6 +154,9 @@ class Backend(Protocol):
 
         Returns:
             The facts afterwards; a phase that has not ended when ``timeout_s`` passed first.
+
+        Raises:
+            OrderStands: Ctrl-C during the wait; a bare KeyboardInterrupt says nothing about the order.
         """
 
     def suspend(self, run: str, *, timeout_s: float | None = None) -> BackendFacts:

@@ -68,7 +68,10 @@ def _with_record(facts: AttemptFacts, record: AttemptRecord) -> AttemptFacts:
         begun=True,
         pod=facts.pod or own.pod,
         started_at=facts.started_at or own.started_at,
-        ended_at=facts.ended_at or own.ended_at,
+        # Where no exit code was seen, the backend knows when the stop began and not when it was over.
+        ended_at=facts.ended_at or own.ended_at
+        if facts.exit_code is not None
+        else own.ended_at or facts.ended_at,
         exit_code=own.exit_code if facts.exit_code is None else facts.exit_code,
         verdict=facts.verdict or own.verdict,
     )

@@ -46,6 +46,11 @@ class KubernetesBackend(ServerBackend):
 
         return history(self._reader, run, self._paths(run))
 
+    def _order(self, run: str) -> Sequence[str]:
+        from launcher.backends.kubernetes_history import history
+
+        return [attempt.pod for attempt in history(self._reader, run, None) if attempt.pod is not None]
+
     def events(self, run: str) -> Sequence[Event]:
         from launcher.backends.kubernetes_history import events
 

@@ -2,80 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
-from influence.rundir import RunDirError, RunPaths, list_attempts
-from launcher.backends.kubernetes_errors import ApiUnanswered
+from influence.rundir import RunDirError, RunPaths
+from launcher.backends.attempt_records import readable_records
 from launcher.backends.kubernetes_orders import Reader, RunObjects
-from launcher.backends.pod_facts import CONTAINER, PodFacts
-from launcher.backends.pod_log import PodLog
-from launcher.backends.run_logs import logged_attempts, read_log_file
+from launcher.backends.pod_logs import LoggedPod, Order, PodLogs
+from launcher.backends.run_logs import claimed
 
 
-class AttemptLogs:
-    """The logs of a namespace's runs; it remembers how far each was read."""
+def attempt_logs(reader: Reader[RunObjects], order: Order | None = None) -> PodLogs:
+    """The logs of a namespace's runs.
 
-    def __init__(self, reader: Reader[RunObjects]) -> None:
-        self._reader = reader
-        self._pods: dict[str, dict[int, PodFacts]] = {}
-        self._numbers: dict[str, dict[str, int]] = {}
-        self._logs: dict[str, PodLog] = {}
+    Args:
+        order: as ``PodLogs`` takes it.
+    """
 
-    def attempts(self, run: str, paths: RunPaths | None) -> Sequence[int]:
-        """The attempts that have a log: those of the run directory, else the pods in order of creation.
+    def look(run: str) -> list[LoggedPod]:
+        objects = reader.objects_and_pods(run)
+        return [] if objects is None else [LoggedPod(pod) for pod in objects.attempt_pods()]
 
-        While the server is away, those that were known before.
-        """
-        if paths is not None and (numbers := logged_attempts(paths)):
-            return numbers
-        return sorted(number for number, pod in self._numbered(run).items() if pod.started_at)
-
-    def read(self, run: str, attempt: int, offset_bytes: int, paths: RunPaths | None) -> bytes:
-        """As ``Backend.read_log``."""
-        if paths is not None and logged_attempts(paths):
-            return read_log_file(paths, attempt, offset_bytes)
-        pod = (self._pods.get(run) or self._numbered(run)).get(attempt)
-        if pod is None:
-            return b""
-        log = self._logs.get(pod.uid)
-        if log is None or offset_bytes < log.position:
-            log = self._logs[pod.uid] = PodLog(partial(self._open, pod.name))
-        log.ended = pod.ended
-        return log.read(offset_bytes)
-
-    def _numbered(self, run: str) -> Mapping[int, PodFacts]:
-        try:
-            jobs = self._reader.objects_and_pods(run)
-        except ApiUnanswered:
-            if run not in self._pods:
-                raise
-            return self._pods[run]
-        present = [] if jobs is None else jobs.attempt_pods()
-        # One that was evicted is gone without a trace, and must not lend its number to the next.
-        numbers = self._numbers.setdefault(run, {})
-        for pod in present:
-            numbers.setdefault(pod.uid, len(numbers) + 1)
-        self._pods[run] = {numbers[pod.uid]: pod for pod in present}
-        for uid in self._logs.keys() - {pod.uid for pod in present}:
-            self._logs[uid].ended = True
-        return self._pods[run]
-
-    def _open(self, pod: str, since: str | None, follow: bool) -> Iterator[bytes]:
-        return self._reader.api.stream_log(
-            self._reader.namespace, pod, container=CONTAINER, since_time=since, follow=follow
+    def open_log(pod: LoggedPod, since: str | None, follow: bool) -> Iterator[bytes]:
+        return reader.api.stream_log(
+            reader.namespace, pod.facts.name, container=pod.container, since_time=since, follow=follow
         )
+
+    return PodLogs(look, open_log, order)
 
 
 def attempt_numbers(paths: RunPaths | None, pods: Sequence[str]) -> dict[str, int]:
-    """The number of each pod's attempt: the one that the trainer claimed, where its records can be read.
+    """The number of each pod's attempt: the one that the trainer claimed, once any claims can be read.
+
+    Numbers are then never counted, though a record be torn: the same number would mean another pod.
 
     Args:
         pods: the names of all of the run's, the oldest first.
     """
-    if paths is not None and paths.run_json.is_file():
-        try:
-            return {record.pod: record.number for record in list_attempts(paths) if record.pod is not None}
-        except RunDirError:
-            pass
+    try:
+        if paths is not None and claimed(paths):
+            return {record.pod: number for number, record in readable_records(paths).items() if record.pod}
+    except RunDirError:
+        return {}
     return {pod: number for number, pod in enumerate(pods, start=1)}

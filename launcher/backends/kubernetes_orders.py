@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from influence.rundir import ConflictError, RunSpec, difference
 from influence.rundir.clock import utc_now
 from launcher import errors
+from launcher.backends import order_taken
 from launcher.backends.generations import Generation, generations_by_run, object_name
 from launcher.backends.job_facts import CANCELLED_ANNOTATION, SUSPENDED_ANNOTATION
 from launcher.backends.kubernetes_api import KubernetesApi, Object
@@ -294,6 +295,7 @@ class Orders:
     def _patch(self, objects: RunObjects, change: Object) -> None:
         self._api.patch(self._reader.path(objects.newest.name), change)
 
+    @order_taken()
     def _wait(
         self, objects: RunObjects, done: Callable[[ObjectStatus], bool], timeout_s: float | None
     ) -> BackendFacts:

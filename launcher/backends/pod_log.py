@@ -22,6 +22,7 @@ _GAP = b"[launcher: the node rotated this log; lines may be missing here]\n"
 _MARGIN = timedelta(seconds=1)  # two streams of a container may be stamped slightly out of order
 _MAX_BROKEN = 5
 _RECONNECT_S = 1.0
+_LAST_LINES_S = 5.0  # for what is on its way when the container has ended
 _MAX_BUFFERED_BYTES = 2**23
 
 
@@ -46,6 +47,8 @@ class PodLog:
         """Bytes handed out so far."""
         self.ended = False
         """Set it when the container has ended: the log is then read to its very end."""
+        self.gone = False
+        """Set it too when the pod is no longer there: only what is on its way can be read then."""
 
     def read(self, offset_bytes: int) -> bytes:
         """The next piece from an offset on, at least ``position``; empty where there is no more by now.
@@ -62,10 +65,13 @@ class PodLog:
 
     def _next(self) -> bytes:
         if self._follower is not None:
-            piece = self._follower.take(stop=self.ended)
-            if self.ended:
-                self._follower = None
-            if piece or not self.ended:
+            if not self.ended:
+                return self._follower.take()
+            piece, self._follower = self._follower.take_the_last(), None
+            if self.gone:  # it cannot be opened again
+                piece += self._overlap.rest()
+                self._finished = True
+            if piece:
                 return piece
         if self._finished:
             return b""
@@ -108,24 +114,32 @@ class _Follower:
         self._overlap = overlap
         self._buffer = bytearray()
         self._lock = threading.Lock()
+        self._last = threading.Event()  # no connection is to follow the present one
         self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="pod-log", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="pod-log", daemon=True)
+        self._thread.start()
 
-    def take(self, *, stop: bool) -> bytes:
-        """What has come; after ``stop`` the thread touches the overlap no more."""
+    def take(self) -> bytes:
+        """What has come."""
         with self._lock:
-            if stop:
-                self._stopped.set()
             piece = bytes(self._buffer)
             self._buffer.clear()
         return piece
 
+    def take_the_last(self) -> bytes:
+        """What has come and what the open connection still brings; the overlap is touched no more then."""
+        self._last.set()
+        self._thread.join(_LAST_LINES_S)
+        with self._lock:
+            self._stopped.set()
+        return self.take()
+
     def _run(self) -> None:
-        while not self._stopped.is_set():
+        while not self._last.is_set():
             # A server that is away comes back; of a pod that is gone for good, others tell (`ended`).
             with suppress(ApiError):
                 self._read_one_connection()
-            self._stopped.wait(_RECONNECT_S)
+            self._last.wait(_RECONNECT_S)
 
     def _read_one_connection(self) -> None:
         with self._lock:
@@ -137,8 +151,8 @@ class _Follower:
                 if self._stopped.is_set():
                     return
                 self._buffer += self._overlap.feed(piece)
-            while len(self._buffer) > _MAX_BUFFERED_BYTES and not self._stopped.is_set():
-                self._stopped.wait(_RECONNECT_S / 10)
+            while len(self._buffer) > _MAX_BUFFERED_BYTES and not self._last.is_set():
+                self._last.wait(_RECONNECT_S / 10)
 
 
 class _Overlap:

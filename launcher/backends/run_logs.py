@@ -10,6 +10,11 @@ from influence.rundir.files import open_inside
 _PIECE_BYTES = 2**18
 
 
+def claimed(paths: RunPaths) -> bool:
+    """Whether any attempt has claimed a number there: numbers mean the trainer's own from then on."""
+    return bool(paths.attempt_numbers())
+
+
 def logged_attempts(paths: RunPaths) -> Sequence[int]:
     """The attempts that have a log there, in increasing order."""
     return [number for number in paths.attempt_numbers() if paths.log(number).is_file()]

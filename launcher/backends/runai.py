@@ -19,11 +19,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 from influence.rundir import ConflictError, RunSpec, difference, validate_run_name
-from launcher.backends import AttemptFacts, Event, Refusal
+from launcher.backends import AttemptFacts, Event, Refusal, order_taken
 from launcher.backends.generations import object_name
 from launcher.backends.runai_client import RunaiClient
 from launcher.backends.runai_phases import ENDED, STOPPED, help_for, phase_of, reason_of
@@ -247,7 +248,8 @@ class RunaiBackend:
             deadline_s = deadline_s or time.monotonic() + _wait_s(newest, timeout_s)
             if time.monotonic() >= deadline_s:
                 return facts
-            self._sleep(_POLL_S)
+            with order_taken() if doubt is None else nullcontext():
+                self._sleep(_POLL_S)
 
     def _order(self, give: Callable[[], object]) -> BackendError | None:
         """Give an order; returns the error where it is not known whether it was carried out."""

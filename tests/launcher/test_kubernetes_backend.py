@@ -614,11 +614,71 @@ def test_a_run_directory_that_is_readable_here_goes_before_the_pods(
     for name in ("gone", "a"):
         attempt = claim_attempt(paths, pod=name)
         paths.log(attempt.number).write_text(f"log of {name}\n")
+    backend = KubernetesBackend(stub.profile(tmp_path, root=root))
     stub.requests.clear()
     assert backend.attempts(RUN) == [1, 2]
     assert read_all(backend, 2) == b"log of a\n"
     assert stub.requests == []
     assert [(a.pod, a.number) for a in backend.history(RUN)] == [("a", 2)]
+
+
+def test_a_log_that_is_followed_loses_no_pod_when_the_trainer_begins_to_claim(
+    stub: KubernetesStub, tmp_path: Path
+) -> None:
+    """The first pod died before it claimed a number, so the second one's attempt is the first."""
+    root = tmp_path / "runs"
+    backend = KubernetesBackend(stub.profile(tmp_path, root=root))
+    put_job(stub, active=1)
+    put_pod(stub, "early", "Failed", exit_code=1, at="2026-02-21T10:00:00Z")
+    stub.logs["early"] = lines(1, 2, 3)
+    stub.ended_logs.add("early")
+    assert backend.attempts(RUN) == [1]
+    text = read_all(backend, 1)
+    assert text == b"line 1\nline 2\nline 3\n"
+    put_pod(stub, "later")
+    stub.logs["later"] = lines(4)
+    paths = RunPaths.of(root, RUN)
+    create_run(paths, lab_run())
+    paths.log(claim_attempt(paths, pod="later").number).write_text("line 4\n")
+    assert backend.attempts(RUN) == [1, 2]
+    assert read_all(backend, 1, text) == text
+    assert read_all(backend, 2) == b"line 4\n"
+
+
+def test_the_last_lines_of_a_pod_that_is_deleted_are_read(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    put_job(stub, active=1, ready=1)
+    put_pod(stub, "a", at="2026-02-21T10:00:00Z")
+    stub.logs["a"] = lines(0)
+    assert backend.attempts(RUN) == [1]
+    text = read_all(backend, 1)
+    stub.logs["a"] += lines(1)
+    while not text.endswith(b"line 1\n"):  # its log is followed from here on
+        text = read_all(backend, 1, text)
+    stub.logs["a"] += lines(*range(2, 51))
+    stub.ended_logs.add("a")
+    stub.remove(f"{PODS}/a")
+    put_pod(stub, "b", at="2026-02-21T11:00:00Z")
+    del stub.logs["a"]
+    assert backend.attempts(RUN) == [1, 2]
+    assert read_all(backend, 1, text) == b"".join(b"line %d\n" % n for n in range(51))
+
+
+def test_a_torn_record_makes_no_other_pods_number(stub: KubernetesStub, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    backend = KubernetesBackend(stub.profile(tmp_path, root=root))
+    put_job(stub, active=1, ready=1)
+    for hour, name in enumerate(("early", "first", "second"), start=10):
+        put_pod(stub, name, "Failed", exit_code=3, at=f"2026-02-21T{hour}:00:00Z")
+    paths = RunPaths.of(root, RUN)
+    create_run(paths, lab_run())
+    claim_attempt(paths, pod="first")
+    claim_attempt(paths, pod="second")
+    paths.attempt(1).write_text("{")
+    assert [(a.pod, a.number) for a in backend.history(RUN)] == [
+        ("early", None), ("first", None), ("second", 2),
+    ]  # fmt: skip
 
 
 def test_events_are_those_of_the_runs_objects_the_oldest_first(
@@ -659,6 +719,12 @@ def test_a_pod_that_is_gone_is_told_from_its_events(backend: KubernetesBackend, 
     assert gone.ended_by == "preempted: Preempted by pod x on node gpu-3"
     assert (gone.started_at, gone.ended_at) == (at.format(0), at.format(3))
     assert (there.pod, there.number, there.ended_by) == (second, 2, None)
+    stub.logs[second] = lines(7)
+    assert backend.attempts(RUN) == [2], "the same number, whoever is asked"
+    assert (read_all(backend, 1), read_all(backend, 2)) == (b"", b"line 7\n")
+    stub.fail("GET", "/events$", status=403, body=status(403, "Forbidden", "no"), times=2)
+    (alone,) = backend.history(RUN)
+    assert alone.number == 1, "nobody tells of the other"
 
 
 CANCELLED, SUSPENDED = {"infl/cancelled-at": "now"}, {"infl/suspended-at": "now"}

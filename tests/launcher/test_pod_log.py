@@ -215,13 +215,31 @@ def test_reading_from_an_offset_skips_what_is_before_it() -> None:
 
 
 def test_the_follower_stops_when_the_container_has_ended() -> None:
+    of_others = set(threading.enumerate())
     node = Node()
     log = PodLog(node.open)
     log.read(0)
     log.read(0)
+    (follower,) = set(threading.enumerate()) - of_others
     node.running, log.ended = False, True
     read_all(log)
-    deadline = time.monotonic() + 10
-    while any(thread.name == "pod-log" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    follower.join(10)
+    assert not follower.is_alive()
+
+
+def test_what_is_on_its_way_when_the_pod_is_deleted_is_read() -> None:
+    """It cannot be opened again; the last line has no end."""
+    node = Node()
+    node.write("line 0")
+    log = PodLog(node.open)
+    text = followed(log, b"", b"line 0\n")
+    read_all(log, text)  # follows from here on
+    while not any(follow for _, follow in node.connections):
+        time.sleep(0.002)
+    node.piece_bytes = 7
+    node.write(*(f"line {n}" for n in range(1, 51)))
+    node.lines[-1] = node.lines[-1].removesuffix(b"\n")
+    node.running, node.missing = False, ApiNotFound("gone")
+    log.ended = log.gone = True
+    assert read_all(log, text) == texts(*range(51)).removesuffix(b"\n")
+    assert log.read(10_000) == b""

@@ -509,6 +509,35 @@ def test_logs_come_from_the_pods_where_there_is_a_kubeconfig(stub: RunaiStub, tm
         assert container == f"{NAME}-0-0", "whatever Run:ai calls it"
 
 
+def test_a_pod_that_is_gone_lends_its_number_to_none(stub: RunaiStub, tmp_path: Path) -> None:
+    """Also where its successor has the same name."""
+    with running_stub() as kubernetes:
+        backend = backend_for(stub, kubeconfig=kubernetes.profile(tmp_path).kubeconfig)
+
+        def put(uid: str, hour: int) -> None:
+            started = {"running": {"startedAt": f"2026-02-21T{hour}:00:01Z"}}
+            kubernetes.put("/api/v1/namespaces/runai-lab/pods/pod-0", {
+                "metadata": {
+                    "uid": uid, "labels": {"infl/run": NAME},
+                    "creationTimestamp": f"2026-02-21T{hour}:00:00Z",
+                },
+                "spec": {"containers": [{"name": "main"}]},
+                "status": {
+                    "phase": "Running", "containerStatuses": [{"name": "main", "state": started}],
+                },
+            })  # fmt: skip
+            kubernetes.logs["pod-0"] = [(f"2026-02-21T{hour}:00:02.000000001Z", f"line of {uid}")]
+
+        put("uid-1", 10)
+        assert list(backend.attempts(NAME)) == [1]
+        assert backend.read_log(NAME, 1, 0) == b"line of uid-1\n"
+        kubernetes.remove("/api/v1/namespaces/runai-lab/pods/pod-0")
+        put("uid-2", 11)
+        assert list(backend.attempts(NAME)) == [1, 2]
+        assert backend.read_log(NAME, 1, 14) == b""
+        assert backend.read_log(NAME, 2, 0) == b"line of uid-2\n"
+
+
 def test_the_history_lays_the_trainers_records_beside_the_pods(stub: RunaiStub, tmp_path: Path) -> None:
     paths = RunPaths.of(tmp_path, NAME)
     create_run(paths, RUN)

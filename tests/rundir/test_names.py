@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence.rundir import MAX_RUN_NAME, RunNameError, run_name, validate_run_name
+from influence.rundir import (
+    MAX_RUN_NAME,
+    RunNameError,
+    RunPaths,
+    run_name,
+    validate_new_run_name,
+    validate_run_name,
+)
 
 # What Kubernetes takes for the name of a Service (RFC 1035), written independently of the code.
 LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
@@ -83,3 +90,18 @@ def test_a_suffix_that_makes_no_name_is_an_error() -> None:
     for suffix in ("../x", "UPPER", "x" * 30, ""):
         with pytest.raises(RunNameError):
             run_name("smoke", [], suffix)
+
+
+@pytest.mark.parametrize("name", ["infl-a-r2", "infl-a-r10", "a-r2-r3"])
+def test_a_new_run_has_no_name_that_a_cluster_gives_to_the_next_start_of_another(name: str) -> None:
+    with pytest.raises(RunNameError, match="cannot be the name of a new run") as caught:
+        validate_new_run_name(name)
+    assert "-v" in str(caught.value.next_step)
+    with pytest.raises(RunNameError):
+        run_name("smoke", (), name.rpartition("-")[2])
+    assert RunPaths.of("/runs", name).name == name, "those that are there can be read"
+
+
+@pytest.mark.parametrize("name", ["infl-a-r1", "infl-a-r0", "infl-a-r02", "infl-a-r2x", "r2", "infl-ar2"])
+def test_names_that_only_look_alike_are_free(name: str) -> None:
+    assert validate_new_run_name(name) == name
