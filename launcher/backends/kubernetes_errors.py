@@ -214,7 +214,7 @@ def _is_quota(message: str) -> bool:
 def _status_object(body: bytes) -> dict[str, Any]:
     try:
         told = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) and told.get("kind") == "Status" else {}
 
