@@ -88,7 +88,7 @@ def _read_or_create(paths: RunPaths) -> RunSpec:
     if text:
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(TrainerExit.USAGE, f"{RUN_JSON} is not valid JSON ({error})") from None
         run = RunSpec.from_dict(document)
         if run.run != paths.name:

@@ -27,6 +27,11 @@ class Generation:
     """The object as the server has it."""
 
     @property
+    def run(self) -> str:
+        """The run that the object's label names."""
+        return str((self.item["metadata"].get("labels") or {}).get(RUN_LABEL))
+
+    @property
     def name(self) -> str:
         """The object's name."""
         return str(self.item["metadata"]["name"])

@@ -105,7 +105,7 @@ class RayJobReader:
         cluster = (generation.item.get("spec") or {}).get("rayClusterSpec") or {}
         template = (cluster.get("headGroupSpec") or {}).get("template") or {}
         where = f"RayJob {self.namespace}/{generation.name}"
-        return document_of_pod(template.get("spec") or {}, where=where)
+        return document_of_pod(template.get("spec") or {}, run=generation.run, where=where)
 
     def objects(self, run: str) -> RunRayJobs | None:
         """The RayJobs of a run, without pods; None where there are none. One question."""

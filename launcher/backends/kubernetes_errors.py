@@ -262,7 +262,7 @@ def _forbidden(place: str, doing: str, target: Target, method: str, message: str
 def _status_object(body: bytes) -> dict[str, Any]:
     try:
         told = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) and told.get("kind") == "Status" else {}
 

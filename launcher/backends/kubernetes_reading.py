@@ -209,7 +209,8 @@ def document(generation: Generation, namespace: str) -> RunSpec:
         BackendError: it holds none, or one that cannot be used.
     """
     template = (generation.item.get("spec") or {}).get("template") or {}
-    return document_of_pod(template.get("spec") or {}, where=f"Job {namespace}/{generation.name}")
+    where = f"Job {namespace}/{generation.name}"
+    return document_of_pod(template.get("spec") or {}, run=generation.run, where=where)
 
 
 def _document_or_none(generation: Generation) -> RunSpec | None:

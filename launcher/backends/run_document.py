@@ -52,7 +52,7 @@ def read_document(env: Iterable[Mapping[str, Any]], *, where: str) -> RunSpec:
         )
     try:
         return RunSpec.from_dict(json.loads(written.replace("$$", "$")))
-    except (ValueError, RunDirError) as error:
+    except (ValueError, RecursionError, RunDirError) as error:
         reason = error.reason if isinstance(error, RunDirError) else "not valid JSON"
         raise BackendError(
             f"{where}: the run document in its environment cannot be used: {reason}",
@@ -60,7 +60,21 @@ def read_document(env: Iterable[Mapping[str, Any]], *, where: str) -> RunSpec:
         ) from None
 
 
-def document_of_pod(spec: Mapping[str, Any], *, where: str) -> RunSpec:
-    """The run that a pod's spec, or a pod template's, holds in one of its containers; raises likewise."""
+def document_of_pod(spec: Mapping[str, Any], *, run: object, where: str) -> RunSpec:
+    """The run that a pod's spec, or a pod template's, holds in one of its containers.
+
+    Args:
+        run: the name of the run that the object's label tells; one that was copied and renamed holds another.
+
+    Raises:
+        BackendError: as ``read_document``, or it is another run's.
+    """
     entries = [entry for container in spec.get("containers") or [] for entry in container.get("env") or []]
-    return read_document(entries, where=where)
+    document = read_document(entries, where=where)
+    if document.run != run:
+        raise BackendError(
+            f"{where}: its label names the run {run!r}, its run document '{document.run}'",
+            why="somebody copied another run's object",
+            next_step="choose another --name for the run, or have that object removed",
+        )
+    return document

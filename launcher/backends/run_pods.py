@@ -129,7 +129,8 @@ def _living_pod(item: Mapping[str, Any]) -> LivingPod:
     owner = next((each for each in owners if each.get("controller")), None)
     facts = pod_facts(item)
     try:
-        document = document_of_pod(item.get("spec") or {}, where=facts.where)
+        run = (metadata.get("labels") or {}).get(RUN_LABEL)
+        document = document_of_pod(item.get("spec") or {}, run=run, where=facts.where)
     except BackendError:
         document = None
     return LivingPod(facts, None if owner is None else f"{owner.get('kind')} {owner.get('name')}", document)

@@ -59,15 +59,22 @@ def test_a_run_is_read_back_from_the_job_that_was_rendered(text: str) -> None:
     run = run_of("smoke", (), "model.path=$$(HOME)$x$$")
     run.provenance["note"] = text
     job = yaml.safe_load(rendered(run))
-    assert document_of_pod(pod_of(job), where="Job x") == run
+    assert document_of_pod(pod_of(job), run=run.run, where="Job x") == run
 
 
 def test_an_environment_without_a_run_or_with_an_altered_one_is_no_run() -> None:
     with pytest.raises(BackendError, match="Job x is no run"):
         read_document([{"name": "HOME", "value": "/tmp"}], where="Job x")
     with pytest.raises(BackendError, match="Job x is no run"):
-        document_of_pod({}, where="Job x")
+        document_of_pod({}, run="x", where="Job x")
     text = env_of(yaml.safe_load(rendered(run_of("smoke"))))["INFL_RUN_JSON"]
-    for altered in (text[:-1], text.replace('"total_steps":', '"total_stepz":'), "[]"):
+    for altered in (text[:-1], text.replace('"total_steps":', '"total_stepz":'), "[]", "[" * 60_000):
         with pytest.raises(BackendError, match="cannot be used"):
             read_document([{"name": "INFL_RUN_JSON", "value": altered}], where="Job x")
+
+
+def test_a_copied_object_is_not_the_run_that_it_was_copied_from() -> None:
+    pod = pod_of(yaml.safe_load(rendered(run_of("smoke"))))
+    for label in ("infl-copy", None, 5):
+        with pytest.raises(BackendError, match="its label names the run"):
+            document_of_pod(pod, run=label, where="Job x")

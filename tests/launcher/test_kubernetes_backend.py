@@ -259,6 +259,26 @@ def test_a_running_job_is_one_question(backend: KubernetesBackend, stub: Kuberne
     assert asked(stub) == ["GET jobs"]
 
 
+def test_a_foreign_object_hides_no_run(backend: KubernetesBackend, stub: KubernetesStub) -> None:
+    put_job(stub, active=1, ready=1)
+    deep, copied = job(uid="deep", active=1, ready=1), job(uid="copied", active=1, ready=1)
+    for name, item in (("infl-deep", deep), ("infl-copied", copied)):
+        item["metadata"]["labels"]["infl/run"] = name
+        stub.put(f"{JOBS}/{name}", item)
+    (variable,) = [
+        entry for entry in deep["spec"]["template"]["spec"]["containers"][0]["env"]
+        if entry["name"] == "INFL_RUN_JSON"
+    ]  # fmt: skip
+    variable["value"] = "[" * 60_000
+    found = backend.list()
+    assert {run: facts.document for run, facts in found.items()} == {
+        RUN: lab_run(), "infl-deep": None, "infl-copied": None,
+    }  # fmt: skip
+    for name in ("infl-deep", "infl-copied"):
+        with pytest.raises(BackendError, match=f"Job lab/{name}"):
+            backend.document(name)
+
+
 @pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
 def test_a_wrong_clock_here_makes_no_lost_node(
     backend: KubernetesBackend, stub: KubernetesStub, monkeypatch: pytest.MonkeyPatch, wrong_by_s: int

@@ -146,6 +146,12 @@ def test_a_document_of_another_run_is_refused(tmp_path: Path, tiny_spec: Spec) -
     assert not (tmp_path / "infl-pod-0001").exists()
 
 
+def test_a_document_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    done = train(tmp_path / "infl-pod-0001", INFL_RUN_JSON="[" * 60_000)
+    assert done.returncode == 64
+    assert "is not valid JSON" in own_lines(done)[0]
+
+
 @pytest.mark.parametrize(
     ("name", "args", "environment", "code", "expected"),
     [
