@@ -76,11 +76,12 @@ class Clusters:
         """
         for layer in self._layers:
             _refuse_secrets(layer, name)
+        if self._project is not None:
+            problems = [*_users_own(name, self._profiles[name], self._places, shown_path(self._project))]
+            if problems:
+                raise self._error(problems)
         document = self._checked({"clusters": {name: self._profiles[name]}})
         problems = list(broken_cluster_rules(document))
-        if self._project is not None:
-            own = _users_own(name, self._profiles[name], self._places, shown_path(self._project))
-            problems += own
         if problems:
             raise self._error(problems)
         return _profile(name, document, self._data, self._places)

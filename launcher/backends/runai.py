@@ -28,7 +28,12 @@ from launcher.backends import AttemptFacts, Event, Refusal, order_taken
 from launcher.backends.generations import object_name
 from launcher.backends.runai_client import RunaiClient
 from launcher.backends.runai_phases import ENDED, STOPPED, help_for, phase_of, reason_of
-from launcher.backends.runai_refusals import NameTakenError, NotThereError, OutcomeUnknownError
+from launcher.backends.runai_refusals import (
+    NameTakenError,
+    NotThereError,
+    OutcomeUnknownError,
+    TokenRefusedError,
+)
 from launcher.backends.runai_trainings import TRAININGS, Generation, Trainings
 from launcher.errors import BackendError
 from launcher.kubernetes_values import spec_label
@@ -269,7 +274,12 @@ class RunaiBackend:
         values = training_values(run, name=name, project_id=place.project_id, cluster_id=place.cluster_id)
         body = json.loads(render_template(TEMPLATE, values))
         try:
-            answer = self._client.post(TRAININGS, body)
+            try:
+                answer = self._client.create(TRAININGS, body)
+            except TokenRefusedError:
+                if self._trainings.named(run.run, name) is not None:
+                    raise
+                answer = self._client.create(TRAININGS, body)
         except (NameTakenError, OutcomeUnknownError) as error:
             doubt: BackendError = error
         else:

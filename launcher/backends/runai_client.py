@@ -2,7 +2,7 @@
 
 Questions (GET) and the request for a token are repeated. Orders (POST, DELETE) are sent once, since one whose
 answer got lost may have been carried out: `OutcomeUnknownError` then tells the caller to look. An order that
-was refused with 401 was not carried out, so it is sent a second time, with a new token.
+was refused with 401 is sent a second time, with a new token, where twice is no harm.
 
 The client secret and the tokens leave in requests only: answers are freed of both before anybody reads them.
 """
@@ -21,6 +21,7 @@ from launcher.backends.runai_network import Answer, Connection, Failure, Limits
 from launcher.backends.runai_refusals import (
     NOT_JSON,
     TOKEN_PATH,
+    TokenRefusedError,
     misshapen,
     not_json,
     parse_json,
@@ -98,6 +99,10 @@ class RunaiClient:
         """
         return self._call("POST", path, body=body, once=True)
 
+    def create(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Give an order that must not be carried out twice; raises as `post`, TokenRefusedError at a 401."""
+        return self._call("POST", path, body=body, once=True, repeatable=False)
+
     def delete(self, path: str) -> Any:
         """Order a deletion, once; raises as `post`."""
         return self._call("DELETE", path, once=True)
@@ -149,18 +154,23 @@ class RunaiClient:
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
         once: bool = False,
+        repeatable: bool = True,
     ) -> Any:
         def send() -> Answer | Failure:
             return self._connection.send(method, path, query=query, body=body, token=self._valid_token())
 
         order = f"{method} {path}"
-        content = self._credentials.without_secrets(self._tried(order, send, once=once).content)
+        content = self._credentials.without_secrets(
+            self._tried(order, send, once=once, repeatable=repeatable).content
+        )
         document = parse_json(content)
         if document is NOT_JSON and content.strip():
             raise not_json(self.place, order, content, once=once)
         return None if document is NOT_JSON else document
 
-    def _tried(self, order: str, send: Callable[[], Answer | Failure], *, once: bool = False) -> Answer:
+    def _tried(
+        self, order: str, send: Callable[[], Answer | Failure], *, once: bool = False, repeatable: bool = True
+    ) -> Answer:
         """Send until a good answer comes, or no further try helps."""
         started_s = time.monotonic()
         num_tries, token_refused = 0, False
@@ -171,6 +181,11 @@ class RunaiClient:
                     return outcome
                 if outcome.status == 401 and self._token is not None and not token_refused:
                     token_refused, self._token = True, None
+                    if not repeatable:
+                        raise TokenRefusedError(
+                            f"{self.place} no longer takes the token, for {order} (401)",
+                            next_step="repeat the command",
+                        )
                     continue
             num_tries += 1
             left_s = self.limits.patience_s - (time.monotonic() - started_s)

@@ -31,6 +31,10 @@ class OutcomeUnknownError(BackendError):
     """An order may have been carried out or not; look before giving it again."""
 
 
+class TokenRefusedError(OutcomeUnknownError):
+    """A 401 to an order: it should not have been carried out, but what stands before the API may err."""
+
+
 NOT_JSON = object()
 
 

@@ -338,7 +338,8 @@ def test_a_cluster_without_kuberay_fails_there(site: KubernetesStub, tmp_path: P
 def test_the_charts_option_is_named_to_who_has_all_other_rights(site: KubernetesStub, tmp_path: Path) -> None:
     no = {"kind": "SelfSubjectAccessReview", "metadata": {}, "status": {"allowed": False}}
     site.fail("POST", "selfsubjectaccessreviews$", status=201, body=no, times=5)
-    site.fail("GET", "/rayjobs$", status=403, body=status(403, "Forbidden", "no"))
+    denied = 'User "ada" cannot list resource "rayjobs"'
+    site.fail("GET", "/rayjobs$", status=403, body=status(403, "Forbidden", denied))
     by_name = found(site, tmp_path)
     assert by_name["right on rayjobs.ray.io"].outcome == "failed"
     for name in ("right on rayjobs.ray.io", "KubeRay's operator"):

@@ -522,7 +522,8 @@ def test_a_suspend_that_ended_between_its_two_changes_can_be_resumed_or_repeated
 ) -> None:
     put_kueue_job(stub)
     for order in ("resume", "suspend"):
-        stub.fail("PATCH", f"/{lost}/", status=403, body=status(403, "Forbidden", "no"))
+        no = f'User "ada" cannot patch resource "{lost}"'
+        stub.fail("PATCH", f"/{lost}/", status=403, body=status(403, "Forbidden", no))
         with pytest.raises(ApiForbidden):
             backend.suspend(RUN, timeout_s=5)
         workload = stub.objects[f"{WORKLOADS}/job-{RUN}-12345"]

@@ -21,6 +21,7 @@ from tests.launcher.test_render_job import run_of
 CORE = "/api/v1/namespaces/lab"
 NODES = "/api/v1/nodes"
 REVIEWS = "selfsubjectaccessreviews$"
+CANNOT_LIST = 'User "ada" cannot list resource "nodes"'
 NOT_ALLOWED = {"kind": "SelfSubjectAccessReview", "metadata": {}, "status": {"allowed": False}}
 
 
@@ -180,7 +181,7 @@ def test_a_right_that_the_chart_gives_by_an_option_is_told_with_it(
     stub.fail("POST", REVIEWS, status=201, body=NOT_ALLOWED, times=3)
     (kueue,) = rights(KubernetesApi(stub.profile(tmp_path)), "lab", KUEUE_RIGHTS)
     assert "charts/influence makes with kueue.enabled=true" in str(kueue.next_step)
-    stub.fail("GET", "^/api/v1/nodes$", status=403, body=status(403, "Forbidden", "no"))
+    stub.fail("GET", "^/api/v1/nodes$", status=403, body=status(403, "Forbidden", CANNOT_LIST))
     assert "nodeViewer.enabled=true" in str(found(stub, tmp_path)["GPU nodes"].next_step)
 
 

@@ -326,6 +326,7 @@ def test_several_nodes_name_the_clusters_that_have_them_and_ask_no_server(
     ):
         described = described.replace("dgx: {backend: runai}", f"dgx: {{backend: runai, runai: {RUNAI}}}")
         (tmp_path / "launcher.yaml").write_text(described)
+        monkeypatch.setenv("INFL_CONFIG", str(tmp_path / "launcher.yaml"))  # not the project's
         for cluster in ("lab", "dgx"):
             assert run_launcher([verb, "--preset", "alltoken-2node", "--cluster", cluster]) == 3
             told = capsys.readouterr().err
