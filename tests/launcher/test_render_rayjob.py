@@ -25,7 +25,9 @@ from launcher.kubernetes_values import job_values
 from launcher.presets import PresetLibrary
 from launcher.render import render_template
 from tests.launcher.test_render import ANY_TEXT, kubelet_expands
-from tests.launcher.test_render_job import run_of, shape, with_texts
+from tests.launcher.test_render_job import container_of_template as container_of
+from tests.launcher.test_render_job import env_of_template as env_of
+from tests.launcher.test_render_job import require_golden, run_of, shape, with_texts
 
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the CRD is a megabyte
 GOLDEN = Path(__file__).parent / "golden" / "kuberay"
@@ -59,29 +61,11 @@ def templates_of(rayjob: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def container_of(template: dict[str, Any]) -> dict[str, Any]:
-    (container,) = template["spec"]["containers"]
-    return dict(container)
-
-
-def env_of(template: dict[str, Any]) -> dict[str, Any]:
-    entries = container_of(template)["env"]
-    assert len({entry["name"] for entry in entries}) == len(entries)
-    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in entries}
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_rayjob_is_the_golden_one(case: str) -> None:
     preset, overlays, sets = CASES[case]
     run = run_of(preset, overlays, *sets)
-    text = rendered(run).replace(run.spec_hash, "sha256:...").replace(run.spec_hash[7:39], "...")
-    text, count = re.subn(r'(INFL_RUN_JSON, value: )".*"}$', r'\1"..."}', text, flags=re.MULTILINE)
-    assert count == 1, "the workers need none"
-    path = GOLDEN / f"{case}.yaml"
-    if os.environ.get("INFL_UPDATE_GOLDEN"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert text == path.read_text()
+    require_golden(GOLDEN / f"{case}.yaml", rendered(run), run)
 
 
 def test_no_golden_file_is_left_over() -> None:
