@@ -25,6 +25,11 @@ def renamed(job: Json, run: str) -> Json:
     del spec["selector"]
     labels = {**job["metadata"]["labels"], "infl/run": run}
     spec["template"]["metadata"]["labels"] = labels
+    for variable in spec["template"]["spec"]["containers"][0]["env"]:
+        if variable["name"] == "INFL_RUN_JSON":
+            variable["value"] = variable["value"].replace(
+                f'"run":"{job["metadata"]["name"]}"', f'"run":"{run}"'
+            )
     metadata = {"name": run, "labels": labels, "annotations": job["metadata"]["annotations"]}
     return {"metadata": metadata, "spec": spec}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.kubernetes import KubernetesBackend
+from launcher.backends.server_clock import ServerClock
 from launcher.profiles import Profile
 from launcher.states import Phase
 from tests.charts.rights import LAUNCHER_RIGHTS
@@ -108,8 +109,7 @@ def test_a_lost_node_stalls_the_run_until_an_administrator_frees_it(
         profile = Profile(
             name="lab", backend="kubernetes", kubeconfig=bench.kubeconfig, namespace=user.namespace.name
         )
-        now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now + 600)
+        monkeypatch.setattr(ServerClock, "now_s", lambda _: time.time() + 600)
         facts = KubernetesBackend(profile).get(RUN)
         monkeypatch.undo()
         assert facts.phase is Phase.STUCK

@@ -193,7 +193,11 @@ def test_a_higher_priority_preempts_uncharged(bench: Bench, user: User) -> None:
 
 def test_a_right_that_is_missing_is_named(bench: Bench, user: User) -> None:
     user.namespace.create_service_account("guest")
-    user.namespace.grant("guest", [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list"]}])
+    reads = [
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
+    ]
+    user.namespace.grant("guest", reads)
     guest = user.namespace.service_account_kubeconfig("guest")
     user.describe_cluster(guest)
     words = user.launcher("--debug", *user.submit_words(RUN, image(bench, user, COMPLETE)), code=5)

@@ -220,7 +220,7 @@ def test_no_secret_is_shown_or_stored_on_kubernetes(
         "422 that echoes": (through, spoiled("422"), "does not accept what it was sent"),
         "500 that echoes": (through, spoiled("500"), "failed (HTTP 500)"),
         "418 that echoes": (through, spoiled("418"), "HTTP 418"),
-        "a login page": (through, spoiled("html"), "no JSON object"),
+        "a login page": (through, spoiled("html"), "no JSON"),
         "a connection that breaks": (through, spoiled("reset"), "cannot be reached"),
         "nobody listens": (with_login(works, keys / "c", server=closed), None, "cannot be reached"),
         "a certificate of somebody else": (
