@@ -54,17 +54,25 @@ def wall_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], device: torch.device, *, repeats: int, warm_ups: int
+    variants: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    repeats: int,
+    warm_ups: int,
+    tidy: Callable[[], object] | None = None,
 ) -> dict[str, Times]:
     """Time the variants in turn, round after round, so that clocks and heat change for all of them alike.
 
-    Every other round goes backwards, so that none is always the one that follows another.
+    Every other round goes backwards, so that none is always the one that follows another. `tidy` runs
+    after each and is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(warm_ups + repeats):
         order = list(variants) if round_ % 2 == 0 else list(reversed(variants))
         for name in order:
             taken = wall_seconds(variants[name], device)
+            if tidy is not None:
+                tidy()
             if round_ >= warm_ups:
                 seconds[name].append(taken)
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
