@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from influence.capture import MicroBatch
+from influence.layout import FactorLayout
 from influence.weights import RowWeights
 
 
@@ -39,14 +40,18 @@ def token_scores(u_TO: Tensor, v_TI: Tensor, M_OI: Tensor) -> Tensor:
     return ((u_TO.double() @ M_OI.double()) * v_TI.double()).sum(-1)
 
 
-def score_micro_batch(batch: MicroBatch, place: Mapping[int, int], weights: RowWeights) -> list[Tensor]:
+def score_micro_batch(
+    batch: MicroBatch, place: Mapping[int, int], weights: RowWeights, layout: FactorLayout
+) -> list[Tensor]:
     """The scores of a micro-batch's T tokens by class of module shape, each [T], summed over its modules.
 
     `place` gives a row id's index among the n rows of `weights`. Rows that are not scored get zeros, and a
     module whose gradient of a row is not finite adds nothing to that row.
     """
     scores = []
-    for captured, M_CnD, is_finite_Cn in zip(batch.classes, weights.matrices, weights.is_finite, strict=True):
+    for captured, kind in zip(batch.classes, layout.classes, strict=True):
+        M_CnD = kind.of(weights.matrices).transpose(0, 1)
+        is_finite_Cn = weights.is_finite[:, list(kind.members)].T
         module_E = torch.tensor(captured.module_of_call, device=M_CnD.device)
         shape = (captured.u.shape[2], captured.v.shape[2])
         by_row = []
@@ -56,7 +61,7 @@ def score_micro_batch(batch: MicroBatch, place: Mapping[int, int], weights: RowW
             row = place[row_id]
             if not weights.is_scored[row]:
                 # Not by a zero M: what was captured there may be NaN.
-                by_row.append(M_CnD.new_zeros(end - start))
+                by_row.append(torch.zeros(end - start, dtype=torch.float64, device=M_CnD.device))
                 continue
             s_ET = token_scores(
                 captured.u[:, start:end],
@@ -79,8 +84,6 @@ def emit_rows(
         return []
     flat = torch.cat([torch.stack(list(by_class)).sum(0) for by_class in scores])
     flat = flat.to(batches[0].classes[0].gradients.dtype).cpu()
-    totals = weights.total.tolist()
-    has_gradient = torch.cat(weights.is_finite).any(0).tolist()
     rows = []
     for batch, part in zip(
         batches, torch.split(flat, [b.selection.row_offsets[-1] for b in batches]), strict=True
@@ -94,8 +97,8 @@ def emit_rows(
                     row_id=row_id,
                     scores=part[start:end].clone(),
                     positions=batch.selection.positions[start:end].clone(),
-                    total=totals[index],
-                    scored=weights.is_scored[index] and has_gradient[index],
+                    total=weights.total[index],
+                    scored=weights.is_scored[index],
                 )
             )
     return sorted(rows, key=lambda row: row.row_id)

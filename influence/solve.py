@@ -45,7 +45,9 @@ def damping_strength(K_RR: Tensor, num_rows: Tensor, dim: Tensor, damping: float
     return damping * trace / (num_rows.clamp(min=1) if mode == "trace_over_responses" else dim)
 
 
-def dual_weights(K_RR: Tensor, contrast_R: Tensor, damping: Tensor, exclude_self: bool) -> DualSolution:
+def dual_weights(
+    K_RR: Tensor, contrast_R: Tensor, damping: Tensor, exclude_self: bool, *, floor_failures: bool = True
+) -> DualSolution:
     """Solve ``(K + lambda I) alpha = c`` for K [..., R, R], c [..., R] and lambda [...].
 
     With `exclude_self` response s is left out of direction and curvature. With ``B = (K + lambda I)^-1`` and
@@ -53,9 +55,13 @@ def dual_weights(K_RR: Tensor, contrast_R: Tensor, damping: Tensor, exclude_self
 
         alpha_s = a - B[:, s] a_s / B_ss,       whose own component is a_s - B_ss a_s / B_ss = 0.
 
-    Where K is zero there is nothing to weight, and alpha is zero.
+    Where K is zero there is nothing to weight, and alpha is zero. Flooring eigenvalues where Cholesky fails
+    makes the host wait; without `floor_failures` those systems' alpha means nothing, and `used_floor` names
+    them.
     """
-    B_RR, used_floor = _damped_inverse(K_RR, damping)
+    B_RR, used_floor = damped_inverse(K_RR, damping)
+    if floor_failures and bool(used_floor.any()):
+        B_RR[used_floor] = _floored_inverse(_damped(K_RR, damping)[used_floor])
     a_R = (B_RR @ contrast_R.unsqueeze(-1)).squeeze(-1)
     num_rows = K_RR.shape[-1]
     diagonal = B_RR.diagonal(dim1=-2, dim2=-1)
@@ -79,24 +85,23 @@ def _without_self(alpha_SR: Tensor) -> Tensor:
     return alpha_SR.masked_fill(own, 0.0)
 
 
-def _damped_inverse(K_RR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """``(K + lambda I)^-1`` by Cholesky; where that fails, by eigenvalues raised to ``R eps`` of the largest.
+def damped_inverse(K_RR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """``(K + lambda I)^-1`` by Cholesky, and bool [...] where that failed and the inverse means nothing.
 
     Systems with K = 0 (lambda = 0) get a zero inverse: they have no direction.
     """
-    num_rows = K_RR.shape[-1]
-    eye = torch.eye(num_rows, dtype=K_RR.dtype, device=K_RR.device)
+    factor, info = torch.linalg.cholesky_ex(_damped(K_RR, damping))
     is_zero = damping <= 0
-    damped = K_RR + torch.where(is_zero, 1.0, damping)[..., None, None] * eye
-    factor, info = torch.linalg.cholesky_ex(damped)
-    failed = info != 0
-    if bool(failed.any()):
-        safe_factor = torch.where(failed[..., None, None], eye, factor)
-        inverse = torch.cholesky_inverse(safe_factor)
-        inverse[failed] = _floored_inverse(damped[failed])
-    else:
-        inverse = torch.cholesky_inverse(factor)
-    return torch.where(is_zero[..., None, None], 0.0, inverse), failed & ~is_zero
+    failed = (info != 0) & ~is_zero
+    is_lost = (failed | is_zero)[..., None, None]
+    eye = torch.eye(K_RR.shape[-1], dtype=K_RR.dtype, device=K_RR.device)
+    inverse = torch.cholesky_inverse(torch.where(is_lost, eye, factor))
+    return torch.where(is_lost, 0.0, inverse), failed
+
+
+def _damped(K_RR: Tensor, damping: Tensor) -> Tensor:
+    eye = torch.eye(K_RR.shape[-1], dtype=K_RR.dtype, device=K_RR.device)
+    return K_RR + damping[..., None, None] * eye
 
 
 def _floored_inverse(matrix: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from influence.capture import ActivationCapture, CaptureError, MicroBatch, response_dtype
 from influence.config import InfluenceWarning, TracerConfig
 from influence.groups import GroupPlan, gather_rows, plan_groups
-from influence.modules import by_shape, find_modules
+from influence.layout import FactorLayout
+from influence.modules import find_modules
 from influence.score import RowScores, emit_rows, score_micro_batch
 from influence.timing import PhaseTimer
 from influence.weights import RowWeights, row_weights
@@ -61,7 +62,7 @@ class InfluenceTracer:
         self.config = config
         self._process_group = process_group
         self._modules, narrowed = find_modules(model, config)
-        self._shape_classes = by_shape(self._modules)
+        self._layout = FactorLayout.of_shapes([module.shape for module in self._modules])
         self._dtype = response_dtype(self._modules[0].module.weight.dtype)
         self._device = _compute_device(model, process_group)
         self._capture = ActivationCapture(self._modules, self._dtype, config.max_tokens_per_response)
@@ -115,10 +116,9 @@ class InfluenceTracer:
                 plan = plan_groups(rows.groups, rows.contrast, rows.local, self.config)
             self._capture.clear()
             with timer.span("hessian_solve"):
-                scales = [self._modules[members[0]].scale for members in self._shape_classes]
-                weights = row_weights(rows, plan, scales, self.config)
+                weights = row_weights(rows, plan, self._layout, self.config)
             with timer.span("token_scoring"):
-                scores = [score_micro_batch(batch, place, weights) for batch in batches]
+                scores = [score_micro_batch(batch, place, weights, self._layout) for batch in batches]
             with timer.span("score_aggregation"):
                 emitted = emit_rows(batches, scores, place, weights)
             self._count(batches, plan, weights)
@@ -148,24 +148,19 @@ class InfluenceTracer:
         """Take the hooks off the model; what was captured can still be popped."""
         self._capture.remove()
 
-    def _stage(self, batches: Sequence[MicroBatch], places: Sequence[int]) -> list[Tensor]:
-        """The gradients of the local rows, by class [C, n, D]; `places`: where each captured row goes."""
-        staged = []
-        for index, members in enumerate(self._shape_classes):
-            k_out, k_in = self._modules[members[0]].shape
-            if not batches:
-                empty = torch.empty(len(members), 0, k_out * k_in, dtype=self._dtype, device=self._device)
-                staged.append(empty)
-                continue
-            G_CnD = torch.cat([batch.classes[index].gradients for batch in batches], dim=1).flatten(2)
-            order = torch.tensor(places, device=G_CnD.device)
-            staged.append(torch.empty_like(G_CnD).index_copy_(1, order, G_CnD))
+    def _stage(self, batches: Sequence[MicroBatch], places: Sequence[int]) -> Tensor:
+        """The gradients of the local rows, [n, D]; `places`: where each captured row goes."""
+        staged = torch.empty(len(places), self._layout.gradient_dim, dtype=self._dtype, device=self._device)
+        if batches:
+            order = torch.tensor(places, device=self._device)
+            for index, kind in enumerate(self._layout.classes):
+                G_CnD = torch.cat([batch.classes[index].gradients for batch in batches], dim=1).flatten(2)
+                kind.of(staged).index_copy_(0, order, G_CnD.transpose(0, 1))
         return staged
 
     def _count(self, batches: Sequence[MicroBatch], plan: GroupPlan, weights: RowWeights) -> None:
         scored_groups = plan.num_counted - plan.num_counted_skipped
-        num_interpolated = int(weights.num_interpolated)
-        dropped_M = (~torch.cat(weights.is_finite)).sum(1).tolist()
+        num_interpolated = weights.num_interpolated
         self._counts.update(
             micro_batches=len(batches),
             captured_tokens=sum(batch.selection.row_offsets[-1] for batch in batches),
@@ -174,20 +169,21 @@ class InfluenceTracer:
             skipped_groups=plan.num_counted_skipped,
             interpolated_groups=num_interpolated,
             double_sign_groups=scored_groups if self.config.counts_advantage_sign_twice else 0,
-            solve_floors=int(weights.num_floors),
-            nonfinite_drops=sum(dropped_M),
+            solve_floors=weights.num_floors,
+            nonfinite_drops=sum(weights.num_dropped),
         )
         if num_interpolated and not self._told_interpolation:
             self._told_interpolation = True
             _warn(
                 f"in {num_interpolated} of {scored_groups} groups every response's score adds up to its own "
-                f"contrast ({float(weights.effective_dof):.2f} effective degrees of freedom for "
+                f"contrast ({weights.effective_dof:.2f} effective degrees of freedom for "
                 f"{plan.num_counted_rows} responses): a token's score then "
                 "hardly predicts what a step along it does. Raise influence.damping, or use "
                 "damping_mode: trace_over_responses or exclude_self: true"
             )
-        names = [self._modules[index].name for members in self._shape_classes for index in members]
-        dropped = {name: count for name, count in zip(names, dropped_M, strict=True) if count}
+        dropped = {
+            name: count for name, count in zip(self.module_names, weights.num_dropped, strict=True) if count
+        }
         if dropped:
             self._nonfinite.update(dropped)
             listed = ", ".join(f"{name} ({count})" for name, count in list(dropped.items())[:5])
