@@ -70,7 +70,7 @@ def find_modules(model: nn.Module, config: TracerConfig) -> tuple[list[TracedMod
     for name, linear in linears.items():
         if name in chosen:
             d_in, d_out, factor = linear.in_features, linear.out_features, config.projection_dim_factor
-            k_in, k_out = projected_widths(d_in, d_out, factor, config.max_hessian_dim)
+            k_in, k_out = projected_widths(d_in, d_out, factor, config.dim_limit)
             if (k_in, k_out) != (max(1, d_in // factor), max(1, d_out // factor)):
                 narrowed.append(name)
             traced.append(TracedModule(name, linear, k_in, k_out, config.seed))

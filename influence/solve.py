@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from influence.kernels import damped_inverse
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DualSolution:
@@ -59,11 +61,12 @@ def dual_weights(
     makes the host wait; without `floor_failures` those systems' alpha means nothing, and `used_floor` names
     them.
     """
-    B_RR, used_floor = damped_inverse(K_RR, damping)
-    if floor_failures and bool(used_floor.any()):
-        B_RR[used_floor] = _floored_inverse(_damped(K_RR, damping)[used_floor])
-    a_R = (B_RR @ contrast_R.unsqueeze(-1)).squeeze(-1)
     num_rows = K_RR.shape[-1]
+    inverse, failed = damped_inverse(K_RR.reshape(-1, num_rows, num_rows), damping.reshape(-1))
+    B_RR, used_floor = inverse.view(K_RR.shape), failed.view(damping.shape)
+    if floor_failures and bool(used_floor.any()):
+        B_RR = _floored_where(used_floor, K_RR, damping, B_RR)
+    a_R = (B_RR @ contrast_R.unsqueeze(-1)).squeeze(-1)
     diagonal = B_RR.diagonal(dim1=-2, dim2=-1)
     alpha_SR = a_R.unsqueeze(-2).expand(K_RR.shape)
     if exclude_self:
@@ -85,23 +88,10 @@ def _without_self(alpha_SR: Tensor) -> Tensor:
     return alpha_SR.masked_fill(own, 0.0)
 
 
-def damped_inverse(K_RR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """``(K + lambda I)^-1`` by Cholesky, and bool [...] where that failed and the inverse means nothing.
-
-    Systems with K = 0 (lambda = 0) get a zero inverse: they have no direction.
-    """
-    factor, info = torch.linalg.cholesky_ex(_damped(K_RR, damping))
-    is_zero = damping <= 0
-    failed = (info != 0) & ~is_zero
-    is_lost = (failed | is_zero)[..., None, None]
+def _floored_where(failed: Tensor, K_RR: Tensor, damping: Tensor, B_RR: Tensor) -> Tensor:
     eye = torch.eye(K_RR.shape[-1], dtype=K_RR.dtype, device=K_RR.device)
-    inverse = torch.cholesky_inverse(torch.where(is_lost, eye, factor))
-    return torch.where(is_lost, 0.0, inverse), failed
-
-
-def _damped(K_RR: Tensor, damping: Tensor) -> Tensor:
-    eye = torch.eye(K_RR.shape[-1], dtype=K_RR.dtype, device=K_RR.device)
-    return K_RR + damping[..., None, None] * eye
+    damped = K_RR[failed] + damping[failed][..., None, None] * eye
+    return B_RR.index_put((failed,), _floored_inverse(damped))
 
 
 def _floored_inverse(matrix: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ def _compute_device(model: nn.Module, process_group: dist.ProcessGroup | None) -
 def _warn_of_settings(config: TracerConfig, narrowed: Sequence[str]) -> None:
     if config.counts_advantage_sign_twice:
         _warn(
-            "objective log_prob_advantage with contrast accepted_minus_rejected counts the sign of the "
+            f"objective {config.objective} with contrast {config.contrast} counts the sign of the "
             "advantage twice; use objective: log_prob, or contrast: none"
         )
     if narrowed:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from influence import InfluenceTracer, TracerConfig
 from influence.config import InfluenceWarning
+from influence.modules import find_modules
 from influence.score import RowScores
 from influence.timing import PARTS, PHASES
 from tests.influence.brute_force import relative_error
@@ -412,9 +413,17 @@ class TestSurprises:
         assert tracer.debug_stats()["interpolated_groups"] == 0
         tracer.remove()
 
+    NARROW = TracerConfig(projection_dim_factor=1, max_hessian_dim=64)
+
     def test_narrower_projections_than_asked_for_are_told(self) -> None:
         with pytest.warns(InfluenceWarning, match=r"6 modules, such as layers\.0\.mlp\.gate_proj"):
-            InfluenceTracer(MODEL, TracerConfig(projection_dim_factor=1, max_hessian_dim=64)).remove()
+            InfluenceTracer(MODEL, replace(self.NARROW, hessian="token")).remove()
+
+    @pytest.mark.parametrize("hessian", ["response", "identity"])
+    def test_widths_are_kept_where_no_matrix_over_dimensions_is_formed(self, hessian: str) -> None:
+        modules, narrowed = find_modules(MODEL, replace(self.NARROW, hessian=hessian))
+        assert narrowed == []
+        assert all(m.shape == tuple(m.module.weight.shape) for m in modules)
 
     def test_ordinary_settings_warn_of_nothing(self) -> None:
         with warnings.catch_warnings():
