@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class BergsonScores:
         self._names = {name.removeprefix("model.") for name in module_names}
         self._projection_dim = projection_dim
         self._projections = projections or {}
+        self._scoring_s = 0.0
         rows = tokens.tolist()
         self._data = Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
         indices = list(range(len(rows)))
@@ -57,8 +59,14 @@ class BergsonScores:
             torch.float32,
             attribute_tokens=True,
         )
+        started = time.perf_counter()
         collector = self._run(attribute_tokens=True, scorer=scorer)
+        self._scoring_s = time.perf_counter() - started
         return [scores[:, 0] for scores in collector.scores or ()]
+
+    def seconds_of_scoring(self) -> float:
+        """Of the second pass alone, in the last call of `scores`."""
+        return self._scoring_s
 
     def _run(self, *, attribute_tokens: bool, scorer: Scorer | None) -> InMemoryCollector:
         with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from influence.micro_batch import MicroBatch
 from influence_measure import (
     interleaved,
     machine,
@@ -34,11 +33,12 @@ from influence_measure import (
     wall_seconds,
 )
 from influence_shapes import REFERENCE, TINY, Shapes, build_model
-from influence_synthetic import Reference, captured_rows, put
+from influence_synthetic import Reference, captured_rows, layout_of, put
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from influence import InfluenceTracer, TracerConfig, estimate_memory, kernels
+from influence.micro_batch import MicroBatch
 from influence.score import RowScores
 
 PHASES = ("grad_staging", "hessian_solve", "token_scoring", "score_aggregation", "other")
@@ -62,7 +62,7 @@ def measure(
             profile_timing=False,
         ),
     )
-    batches = captured_rows(tracer.layout, shapes.row_lengths(), range(shapes.rows), device)
+    batches = captured_rows(layout_of(tracer), shapes.row_lengths(), range(shapes.rows), device)
     groups, contrast = shapes.groups_and_contrast()
     phases: list[dict[str, float]] = []
 
@@ -93,7 +93,7 @@ def measure(
     held = sum(t.numel() * t.element_size() for batch in batches for t in (*batch.factors, batch.gradients))
     result = {
         "factor": factor,
-        "numbers_per_token": tracer.layout.num_factors,
+        "numbers_per_token": layout_of(tracer).num_factors,
         "captured_bytes": sum(chunk.numel() * chunk.element_size() for chunk in factors),
         "held_bytes_per_token": held / shapes.tokens,
         "estimated_bytes_per_token": estimate_memory(model, config, shapes.tokens).bytes_per_token,
@@ -127,7 +127,9 @@ def _recompute_gradients(tracer: InfluenceTracer, batches: Sequence[MicroBatch])
     """What closing the micro-batches costs, which the capture pays."""
     for batch in batches:
         out = torch.empty_like(batch.gradients)
-        kernels.response_gradients(batch.factors[0], batch.selection.row_slots.tolist(), tracer.layout, out)
+        kernels.response_gradients(
+            batch.factors[0], batch.selection.row_slots.tolist(), layout_of(tracer), out
+        )
 
 
 def _errors(
@@ -142,7 +144,7 @@ def _errors(
     rows = [row for row, group in enumerate(groups) if group == groups[-1]]
     place = torch.device("cpu") if tracer.config.projection_dim_factor >= 128 else device
     reference = Reference.of_group(
-        tracer.layout, batches, {row: contrast[row] for row in rows}, tracer.config.damping, place
+        layout_of(tracer), batches, {row: contrast[row] for row in rows}, tracer.config.damping, place
     )
     expected = reference.scores(rows[:CHECKED_ROWS])
     return [

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from influence.micro_batch import MicroBatch
-from influence.selection import select_tokens
 from torch import Tensor
 
 from influence import InfluenceTracer, kernels
 from influence.layout import FactorLayout
+from influence.micro_batch import MicroBatch
+from influence.selection import select_tokens
 
 ROWS_IN_MICRO_BATCH = 2
 
@@ -27,6 +27,11 @@ def captured_rows(
         _micro_batch(layout, lengths, rows[start : start + ROWS_IN_MICRO_BATCH], device)
         for start in range(0, len(rows), ROWS_IN_MICRO_BATCH)
     ]
+
+
+def layout_of(tracer: InfluenceTracer) -> FactorLayout:
+    """Where the tracer wants the numbers of each layer."""
+    return tracer._capture.layout
 
 
 def put(tracer: InfluenceTracer, batches: Sequence[MicroBatch]) -> None:

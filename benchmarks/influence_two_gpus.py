@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from influence_measure import interleaved, machine, publish, synchronize, table
 from influence_shapes import REFERENCE, TINY, build_model
-from influence_synthetic import ROWS_IN_MICRO_BATCH, captured_rows, put
+from influence_synthetic import ROWS_IN_MICRO_BATCH, captured_rows, layout_of, put
 
 from influence import InfluenceTracer, TracerConfig
 
@@ -63,7 +63,7 @@ def main() -> None:
 
     tracer = InfluenceTracer(model, config, process_group=dist.group.WORLD)
     rows = dealt(shapes.rows, rank, num_ranks)
-    batches = captured_rows(tracer.layout, lengths, rows, device)
+    batches = captured_rows(layout_of(tracer), lengths, rows, device)
     own_groups, own_contrast = [groups[row] for row in rows], [contrast[row] for row in rows]
     phases: list[dict[str, float]] = []
 
@@ -88,7 +88,7 @@ def main() -> None:
 
     if rank == 0:
         alone = InfluenceTracer(model, config)
-        everything = captured_rows(alone.layout, lengths, range(shapes.rows), device)
+        everything = captured_rows(layout_of(alone), lengths, range(shapes.rows), device)
         put(alone, everything)
         single = interleaved(
             {"pop_rows": lambda: alone.pop_rows(groups, contrast)},
