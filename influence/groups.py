@@ -60,6 +60,11 @@ class GroupPlan:
     num_counted_rows: int
     """Of the counted groups that are not skipped, on all ranks."""
 
+    def rows_in_groups(self, local: range) -> list[int]:
+        """The local rows of groups that are solved, counted from this rank's first."""
+        members = (row for stack in self.stacks for group in stack for row in group)
+        return [row - local.start for row in members if row in local]
+
 
 def check_rows(groups: Sequence[int], contrast: Sequence[float], num_rows: int) -> str | None:
     """What is wrong with the arguments of ``pop_rows`` for `num_rows` captured rows, or None."""

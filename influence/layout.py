@@ -65,7 +65,7 @@ class ShapeClass:
     def of(self, gradients_RD: Tensor) -> Tensor:
         """The class's part of gradients or weights ``[..., D]``, a view ``[..., C, D_class]``."""
         part = gradients_RD[..., self.gradient_start : self.gradient_start + len(self.members) * self.dim]
-        return part.unflatten(-1, (len(self.members), self.dim))
+        return part.view(*part.shape[:-1], len(self.members), self.dim)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Small tables of the host, brought to the device in one copy that the host does not wait for."""
+"""Small tables of the host, brought to the device in one copy that the host does not wait for, and results
+brought back in one that it does wait for."""
 
 from __future__ import annotations
 
@@ -27,6 +28,16 @@ def to_device(columns: Sequence[ArrayLike], device: torch.device) -> list[Tensor
         (part.view(torch.float64) if array.dtype == np.float64 else part).view(array.shape)
         for part, array in zip(parts, arrays, strict=True)
     ]
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU, page-locked when it comes from a GPU; the host waits until it is there."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
 
 
 def _eight_bytes(values: NDArray[Any]) -> NDArray[Any]:
