@@ -11,17 +11,20 @@ matrix products over stretches of tokens. Modules are taken in batches, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from influence.config import TracerConfig
 from influence.groups import GatheredRows, GroupPlan
 from influence.layout import FactorLayout, ShapeClass
+from influence.micro_batch import MicroBatch
 from influence.solve import floored_inverse
 
 MATRIX_BYTES: Final = 2**30
@@ -42,11 +45,27 @@ class CapturedRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenFactors:
-    """How to get at the factors of this rank's rows, and whom it shares groups with."""
+    """The factors of this rank's rows, and whom it shares groups with."""
 
-    row: Callable[[int], CapturedRow]
-    """Given a row's index among this rank's."""
+    rows: Sequence[CapturedRow]
     process_group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def of_micro_batches(
+        cls,
+        batches: Sequence[MicroBatch],
+        place_of: NDArray[np.int64],
+        process_group: dist.ProcessGroup | None,
+    ) -> TokenFactors:
+        """Views of what was captured; `place_of` has a row's index among this rank's, batch by batch."""
+        captured = []
+        for batch in batches:
+            scales = [1.0] * len(batch.selection.row_ids)
+            if batch.gradient_scale is not None:
+                scales = batch.gradient_scale.tolist()
+            for (first, end), scale in zip(batch.selection.row_slots.tolist(), scales, strict=True):
+                captured.append(CapturedRow([part[:, first:end] for part in batch.factors], scale))
+        return cls([captured[index] for index in np.argsort(place_of)], process_group)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,7 +214,7 @@ class _GroupSolver:
         return H_BDD
 
     def _add_outer_products(self, H_BDD: Tensor, row: int) -> None:
-        batch, captured = self._batch, self._factors.row(row - self._first_local)
+        batch, captured = self._batch, self._factors.rows[row - self._first_local]
         k_out, k_in, num_modules = batch.kind.k_out, batch.kind.k_in, len(batch.places)
         is_finite_B11 = self._is_finite_RB[self._group.index(row)].view(-1, 1, 1)
         scale = batch.kind.scale * captured.gradient_scale
