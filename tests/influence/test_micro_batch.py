@@ -29,6 +29,7 @@ from tests.influence.tiny_model import (
     objective,
     packed,
     padded,
+    token_terms,
 )
 from tests.influence.tracing import capture, trace
 
@@ -97,15 +98,14 @@ class TestBackward:
         plain = copy.deepcopy(model)
         tracer = InfluenceTracer(model, CONFIG)
         with tracer.capture(batch.row_ids) as micro_batch:
-            value = objective(model, batch)
-            loss = value.square() + 3 * value
-            micro_batch.backward(value, retain_graph=True)
+            terms = token_terms(model, batch)
+            loss = terms.square().sum()
+            micro_batch.backward(terms.sum(), retain_graph=True)
             if is_inside:
                 loss.backward()
         if not is_inside:
             loss.backward()
-        value = objective(plain, batch)
-        (value.square() + 3 * value).backward()
+        token_terms(plain, batch).square().sum().backward()
         for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
             assert expected.grad is not None
             assert torch.equal(found.grad, expected.grad)
@@ -116,8 +116,8 @@ class TestBackward:
         for is_own in (True, False):
             tracer = InfluenceTracer(model, CONFIG)
             with tracer.capture(batch.row_ids) as micro_batch:
-                value = objective(model, batch)
-                for part in (0.25 * value, 0.75 * value):
+                terms = token_terms(model, batch)
+                for part in (terms[:2].sum(), terms[2:].sum()):
                     backward = micro_batch.backward if is_own else Tensor.backward
                     backward(part, retain_graph=True)
             assert_expected(pop(tracer))
