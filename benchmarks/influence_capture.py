@@ -186,14 +186,16 @@ def main() -> None:
     timing_effect = ratio(times["fused"], times["fused, profile_timing off"])
 
     num_tokens = tokens.numel()
-    estimate = estimate_memory(traced.model, config, num_tokens)
+    estimate = estimate_memory(traced.model, config, num_tokens, rows=len(tokens))
+    estimated_held = (estimate.factors_bytes + estimate.gradients_bytes) / num_tokens
     results: dict[str, Any] = {
         "machine": machine(device),
         "tokens": num_tokens,
         "times": {name: taken.to_json() for name, taken in ({**slow, **times}).items()},
         "over_no_tracing": {name: taken.to_json() for name, taken in overheads.items()},
         "profile_timing_on_over_off": timing_effect.to_json(),
-        "estimated_bytes_per_token": estimate.bytes_per_token,
+        "bytes_per_token": estimate.bytes_per_token,
+        "estimated_held_bytes_per_token": estimated_held,
     }
     everything = {**times, "shared": slow["shared"], "separate": slow["separate"]}
     rows = [
@@ -202,7 +204,8 @@ def main() -> None:
     tables = [table([f"{tokens.shape[0]} x {length} tokens", "ms", "more than no tracing"], rows)]
     facts = [
         ["profile_timing on, more than off", _percent(timing_effect)],
-        ["estimated bytes a token", f"{estimate.bytes_per_token:,.0f}"],
+        ["bytes that one more token takes", f"{estimate.bytes_per_token:,}"],
+        ["estimated bytes a token, gradients of the rows included", f"{estimated_held:,.0f}"],
     ]
     if device.type == "cuda":
         held = held_bytes(traced, tracer)

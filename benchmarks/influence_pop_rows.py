@@ -37,7 +37,7 @@ from influence_synthetic import Reference, captured_rows, layout_of, put
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from influence import InfluenceTracer, TracerConfig, estimate_memory, kernels
+from influence import InfluenceTracer, MemoryEstimate, TracerConfig, estimate_memory, kernels
 from influence.micro_batch import MicroBatch
 from influence.score import RowScores
 
@@ -91,12 +91,13 @@ def measure(
         wall_seconds(lambda: _recompute_gradients(tracer, batches), device) for _ in range(5)
     )
     held = sum(t.numel() * t.element_size() for batch in batches for t in (*batch.factors, batch.gradients))
+    estimate = estimate_memory(model, config, shapes.tokens, rows=shapes.rows)
     result = {
         "factor": factor,
         "numbers_per_token": layout_of(tracer).num_factors,
         "captured_bytes": sum(chunk.numel() * chunk.element_size() for chunk in factors),
         "held_bytes_per_token": held / shapes.tokens,
-        "estimated_bytes_per_token": estimate_memory(model, config, shapes.tokens).bytes_per_token,
+        "estimated_bytes_per_token": _held_per_token(estimate, shapes.tokens),
         "times": {name: taken.to_json() for name, taken in times.items()},
         "first_call_s": first_s,
         "phases_s": {
@@ -121,6 +122,10 @@ def measure(
     tracer.remove()
     untimed.remove()
     return result
+
+
+def _held_per_token(estimate: MemoryEstimate, tokens: int) -> float:
+    return (estimate.factors_bytes + estimate.gradients_bytes) / tokens
 
 
 def _recompute_gradients(tracer: InfluenceTracer, batches: Sequence[MicroBatch]) -> None:
