@@ -40,6 +40,7 @@ __all__ = [
     "project",
     "response_gradients",
     "score",
+    "solves_groups",
     "token_tiles",
 ]
 
@@ -115,6 +116,12 @@ def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]
 
         return inverse_on_gpu(gram_BRR, damping_B)
     return plain.damped_inverse(gram_BRR, damping_B)
+
+
+def solves_groups(gradients: Tensor, num_rows: int) -> bool:
+    """Whether groups of so many responses are solved by `influence.kernels.gpu.group_solve`."""
+    is_fit = gradients.is_cuda and gradients.dtype == torch.float32 and num_rows <= MOST_GROUP_ROWS
+    return is_fit and _may_use_kernels()
 
 
 def _has_kernel(factors: Tensor) -> bool:
