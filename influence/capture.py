@@ -186,7 +186,7 @@ class ActivationCapture:
         if value.shape[-1] != width or not selection.is_grid(value.shape[:-1]):
             raise CaptureError(
                 f"{traced.name}: its {side}put has shape {tuple(value.shape)} where row_ids asks for tokens "
-                f"{selection.grid} of width {width}; row_ids must have the shape of the tokens that the model "
+                f"{selection.grid} of width {width}; row_ids must have the shape of the tokens the model "
                 "sees, and layers that see a part of the tokens or of the width (experts, sequence or tensor "
                 "parallelism) are not supported"
             )
