@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from influence.capture import ActivationCapture, CaptureError, MicroBatchCapture
 from influence.config import InfluenceWarning, TracerConfig
 from influence.groups import GroupPlan, gather_rows, plan_groups
+from influence.handle import GradientScale
 from influence.kernels import on_device
 from influence.micro_batch import MicroBatch, response_dtype
 from influence.modules import find_modules
@@ -83,7 +84,7 @@ class InfluenceTracer:
 
     @contextmanager
     def capture(
-        self, row_ids: Tensor, gradient_scale: Mapping[int, float] | Sequence[float] | Tensor | None = None
+        self, row_ids: Tensor, gradient_scale: GradientScale | None = None
     ) -> Iterator[MicroBatchCapture]:
         """Capture one micro-batch: run the forward and the backward of the objective inside.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from influence import InfluenceTracer, TracerConfig
 from influence.capture import ActivationCapture, CaptureError
 from influence.config import TracerConfigError
+from influence.kernels import SLOT_ALIGNMENT
 from influence.micro_batch import MicroBatch, response_dtype, storage_dtype
 from influence.modules import find_modules
 from influence.selection import select_tokens
@@ -209,6 +210,15 @@ class TestMisuse:
         ):
             objective(model, batch).backward()
 
+    def test_the_same_number_of_tokens_in_another_shape(self) -> None:
+        model, batch = TinyTransformer(), padded(RESPONSES)
+        tracer = InfluenceTracer(model, CONFIG)
+        with (
+            pytest.raises(CaptureError, match=r"shape \(6, 9, 8\) where row_ids asks for tokens \(9, 6\)"),
+            tracer.capture(batch.row_ids.T.contiguous()),
+        ):
+            objective(model, batch).backward()
+
     def test_a_row_in_two_micro_batches(self) -> None:
         model = TinyTransformer()
         tracer = InfluenceTracer(model, CONFIG)
@@ -298,6 +308,21 @@ def test_selection_sorts_tokens_by_row_and_caps_each_row(ids: list[int], most: i
         if len(positions) > 1:
             gaps = [b - a for a, b in pairwise(positions)]
             assert max(gaps) - min(gaps) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=80), st.sampled_from([-1, 1, 3, 17]))
+def test_every_captured_token_has_a_slot_and_rows_start_aligned(ids: list[int], most: int) -> None:
+    selection = select_tokens(torch.tensor([ids]), most)
+    assert selection.num_slots % SLOT_ALIGNMENT == 0
+    slots = selection.row_slots.tolist()
+    assert [first for first, _ in slots] == [
+        end + (-end) % SLOT_ALIGNMENT for end in [0, *(end for _, end in slots)][: len(slots)]
+    ]
+    in_rows = [selection.source[first:end].tolist() for first, end in slots]
+    assert [token for row in in_rows for token in row] == selection.token_index.tolist()
+    assert int((selection.source >= 0).sum()) == len(selection.token_index)
+    assert [end - first for first, end in slots] == [b - a for a, b in pairwise(selection.row_offsets)]
 
 
 def test_capping_keeps_the_middles_of_equal_stretches() -> None:
