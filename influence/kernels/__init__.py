@@ -22,6 +22,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 KERNELS_VARIABLE = "INFL_KERNELS"
+
+MOST_GROUP_ROWS: Final = 32
+"""Responses of a group whose system fits the registers of a kernel."""
 
 
 @torch.no_grad()

@@ -23,12 +23,17 @@ if DEVICE.type == "cpu":
 triton = pytest.importorskip("triton")
 
 from influence import kernels
+from influence.config import TracerConfig
+from influence.groups import GatheredRows, plan_groups
 from influence.kernels import plain
 from influence.kernels.gpu.damped_inverse import damped_inverse
+from influence.kernels.gpu.group_solve import solve_groups_into
 from influence.kernels.gpu.project import project
 from influence.kernels.gpu.response_gradients import SEGMENT_SLOTS, response_gradients
 from influence.kernels.gpu.score import score
+from influence.launched_weights import launch_row_weights
 from influence.layout import FactorLayout
+from influence.weights import row_weights, solve_groups
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -210,3 +215,89 @@ def test_bfloat16_factors_on_a_gpu_get_the_kernels(
     monkeypatch.setenv(kernels.KERNELS_VARIABLE, "plain")
     with pytest.raises(AssertionError, match="the reference ran"):
         kernels.response_gradients(factors, bounds, layout, out)
+
+
+@pytest.mark.parametrize(
+    ("hessian", "mode", "exclude_self"),
+    [
+        ("response", "trace_over_responses", True),
+        ("response", "trace_over_responses", False),
+        ("response", "trace_over_dim", False),
+        ("identity", "trace_over_responses", True),
+        ("identity", "trace_over_responses", False),
+    ],
+)
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 20])
+def test_groups_are_solved_as_by_the_reference(
+    hessian: str, mode: str, exclude_self: bool, num_rows: int
+) -> None:
+    layout = FactorLayout.of_shapes([(3, 2), (1, 2), (3, 2), (5, 4), (2, 3), (7, 5)])
+    generator = torch.Generator().manual_seed(num_rows)
+    gradients = torch.randn(2 * num_rows + 3, layout.gradient_dim, generator=generator)
+    gradients[1, 2], gradients[4, 20] = NAN, float("inf")
+    rows = torch.randperm(2 * num_rows + 3, generator=generator)[: 2 * num_rows].view(2, num_rows)
+    contrast = torch.randn(2, num_rows, generator=generator, dtype=torch.float64)
+    local = torch.randperm(2 * num_rows, generator=generator).view(2, num_rows)
+    local[0, 0] = -1  # of another rank
+    config = TracerConfig(hessian=hessian, damping_mode=mode, exclude_self=exclude_self)
+    expected = solve_groups(gradients[rows], contrast, layout, config)
+
+    weights = torch.full((2 * num_rows, layout.gradient_dim), NAN, device=DEVICE)
+    is_finite = torch.ones(2 * num_rows, len(layout.places), dtype=torch.bool, device=DEVICE)
+    notes = solve_groups_into(
+        gradients.to(DEVICE),
+        rows.to(DEVICE),
+        contrast.to(DEVICE),
+        local.to(DEVICE),
+        layout,
+        weights,
+        is_finite,
+        rule="identity" if hessian == "identity" else mode,
+        damping=torch.tensor([config.damping], dtype=torch.float64, device=DEVICE),
+        exclude_self=exclude_self,
+    ).cpu()
+    weights, is_finite = weights.cpu(), is_finite.cpu()
+
+    is_local = local >= 0
+    torch.testing.assert_close(weights[local[is_local]], expected.weights[is_local], rtol=1e-5, atol=1e-6)
+    order = [index for kind in layout.classes for index in kind.members]
+    assert torch.equal(is_finite[local[is_local]][:, order], expected.is_finite.permute(1, 2, 0)[is_local])
+    assert torch.equal(notes[..., num_rows : 2 * num_rows] > 0, expected.is_finite)
+    torch.testing.assert_close(notes[..., :num_rows].sum(0), expected.total, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(notes[..., -2], expected.effective_dof, rtol=1e-9, atol=1e-9)
+    assert not notes[..., -1].any()
+
+
+@pytest.mark.parametrize("exclude_self", [True, False])
+@pytest.mark.parametrize("local", [range(9), range(2, 6)])
+def test_launched_weights_are_those_of_the_reference(
+    local: range, exclude_self: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of two sizes and one without contrast, whose rows lie on several ranks."""
+    layout = FactorLayout.of_shapes([(3, 2), (1, 2), (3, 2)])
+    generator = torch.Generator().manual_seed(3)
+    gradients = torch.randn(9, layout.gradient_dim, generator=generator)
+    gradients[3, 1] = NAN
+    groups, contrast = [0, 1, 0, 1, 1, 2, 2, 0, 0], [1.0, -1, -1, 1, 1, 1, 1, 1, -1]
+    config = TracerConfig(
+        objective="log_prob",
+        contrast="accepted_minus_rejected",
+        damping=1e-3,
+        damping_mode="trace_over_dim",
+        exclude_self=exclude_self,
+    )
+    plan = plan_groups(groups, contrast, local, config)
+    expected = row_weights(GatheredRows(groups, contrast, local, gradients), plan, layout, config)
+
+    monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
+    on_device = GatheredRows(groups, contrast, local, gradients.to(DEVICE))
+    launched = launch_row_weights(on_device, plan, layout, config)
+    found = launched.finish()
+    assert found.matrices is launched.matrices
+    torch.testing.assert_close(found.matrices.cpu(), expected.matrices, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.is_finite.cpu(), expected.is_finite)
+    assert found.total == pytest.approx(expected.total, rel=1e-9, abs=1e-9)
+    assert found.is_scored == expected.is_scored
+    assert found.num_dropped == expected.num_dropped
+    assert (found.num_floors, found.num_interpolated) == (0, expected.num_interpolated)
+    assert found.effective_dof == pytest.approx(expected.effective_dof)

@@ -19,9 +19,6 @@ from torch import Tensor
 from influence.kernels.tiles import on_device
 from influence.layout import FactorLayout
 
-MOST_ROWS: Final = 32
-"""Responses of a group whose system still fits the registers."""
-
 RULES: Final = {"identity": 0, "trace_over_responses": 1, "trace_over_dim": 2}
 """What the curvature and its damping are made of, as the kernel is told."""
 
@@ -200,13 +197,13 @@ def solve_groups_into(
     damping: Tensor,
     exclude_self: bool,
 ) -> Tensor:
-    """Solve N groups of R <= MOST_ROWS responses for all M modules; see `influence.weights.solve_groups`.
+    """Solve N groups of R <= 32 responses for all M modules; see `influence.weights.solve_groups`.
 
     `gradients` are float32; `rows` (int64) names each group's rows of them, and `local` (int64) the row
     of `weights` and `is_finite` (bool, modules in module order) that its result goes to, -1 for none.
-    `rule` is one of RULES, `damping` float64 on the device. Returns notes float64 [M, N, 2 R + 2], modules class by class: each
-    response's total, 1 where its gradient is finite, the effective degrees of freedom, and 1 where the
-    system was not positive definite (the weights are zero then).
+    `rule` is one of RULES, `damping` float64 [1] on the device. Returns notes, float64 [M, N, 2 R + 2],
+    modules class by class: each response's total, 1 where its gradient is finite, the effective degrees of
+    freedom, and 1 where the system was not positive definite (the weights are zero then).
     """
     device = gradients_nD.device
     modules = _modules_of(layout, device)
