@@ -11,7 +11,7 @@ gradients stay bitwise equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -48,6 +48,7 @@ class ActivationCapture:
         self._shares_previous = [False] * len(self._modules)
         """By module: whether it was last called with the very input of the module before it."""
         self._stacked_signs: dict[tuple[range, torch.device, torch.dtype], Tensor] = {}
+        self._uncompiled: Callable[..., None] = torch.compiler.disable(self._record_call)  # type: ignore[no-untyped-call]
         self._handles = [
             traced.module.register_forward_hook(partial(self._on_forward, index), with_kwargs=True)
             for index, traced in enumerate(self._modules)
@@ -107,6 +108,12 @@ class ActivationCapture:
         if recording is None or recording.is_discarded:
             return
         value = args[0] if args else kwargs["input"]
+        if torch.compiler.is_compiling():  # a compiled model is cut here: this is nothing for its graph
+            self._uncompiled(recording, index, value, output)
+        else:
+            self._record_call(recording, index, value, output)
+
+    def _record_call(self, recording: Recording, index: int, value: Any, output: Any) -> None:
         self._check(index, value, "in", recording)
         self._check(index, output, "out", recording)
         recording.num_forwards += 1

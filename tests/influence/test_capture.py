@@ -82,6 +82,21 @@ def test_checkpointing_does_not_matter(checkpointing: str, num_passes: int) -> N
     assert relative_error(found, expected) < 1e-12
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_traced_first", [True, False])
+def test_a_compiled_model_scores_as_it_does_uncompiled(is_traced_first: bool) -> None:
+    expected = all_scores(TinyTransformer())
+    model, batch = TinyTransformer(), padded(RESPONSES)
+    tracer = InfluenceTracer(model, CONFIG) if is_traced_first else None
+    compiled = torch.compile(model, backend="aot_eager")
+    if tracer is None:
+        objective(compiled, batch).backward()
+        tracer = InfluenceTracer(compiled, CONFIG)
+    capture(tracer, compiled, batch)
+    rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
+    assert relative_error(torch.cat([row.scores for row in rows]), expected) < 1e-12
+
+
 def test_the_first_layer_counts_though_its_input_needs_no_gradient() -> None:
     model = TinyTransformer()
     expected = all_scores(model)
