@@ -124,7 +124,7 @@ class _OnDevice(LaunchedWeights):
             place = groups.local[is_local]
             total_n[place] = total_MNR.sum(0)[is_local]
             is_finite_nM[place[:, None], module_order] = is_finite_MNR[:, is_local].T
-            is_scored_n[place] = is_finite_MNR.any(0)[is_local]
+            is_scored_n[place] = np.logical_or.reduce(is_finite_MNR, axis=0)[is_local]
             effective_dof += float(notes[..., -2].mean(0)[groups.is_counted].sum())
             if self._config.hessian != "identity" and not self._config.exclude_self:
                 interpolates_MN = _interpolates(total_MNR, groups.contrast * is_finite_MNR)
