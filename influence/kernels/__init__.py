@@ -47,7 +47,7 @@ __all__ = [
 
 KERNELS_VARIABLE = "INFL_KERNELS"
 
-MOST_GROUP_ROWS: Final = 32
+MOST_GROUP_ROWS: Final = 64
 """Responses of a group whose system fits the registers of a kernel."""
 
 

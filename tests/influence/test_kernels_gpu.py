@@ -227,7 +227,7 @@ def test_bfloat16_factors_on_a_gpu_get_the_kernels(
         ("identity", "trace_over_responses", False),
     ],
 )
-@pytest.mark.parametrize("num_rows", [1, 3, 16, 20])
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 20, 40])
 def test_groups_are_solved_as_by_the_reference(
     hessian: str, mode: str, exclude_self: bool, num_rows: int
 ) -> None:

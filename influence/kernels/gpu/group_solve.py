@@ -1,8 +1,8 @@
-"""Groups of responses solved on a GPU in two launches: their dual systems, and the weights these give.
+"""Groups of responses solved on a GPU in one launch, from their gradients to the weights of their tokens.
 
 The systems are small and many (16 x 16, for each of 196 modules and six groups in the reference run), so that
 with a launch for every step the host would take longer than the device takes to score all tokens. Here a
-program holds one system in registers from the gradients to alpha, in float64.
+program holds one system in registers, in float64: it reads the gradients twice, and writes M.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ RULES: Final = {"identity": 0, "trace_over_responses": 1, "trace_over_dim": 2}
 
 
 @triton.jit
-def _systems_kernel(
+def _solve_kernel(
     gradients: tl.tensor,
     rows: tl.tensor,
     contrast: tl.tensor,
     local: tl.tensor,
     modules: tl.tensor,
-    alpha: tl.tensor,
+    scales: tl.tensor,
+    weights: tl.tensor,
     notes: tl.tensor,
     is_finite: tl.tensor,
     gradients_stride: tl.tensor,
+    weights_stride: tl.tensor,
     is_finite_stride: tl.tensor,
     num_groups: tl.tensor,
     num_rows: tl.tensor,
@@ -52,13 +54,12 @@ def _systems_kernel(
     inside = is_row[:, None] & is_row[None, :]
     row = tl.load(rows + group * num_rows + r, mask=is_row, other=0)
     of_row = gradients + row * gradients_stride + start
-    products = tl.zeros((BLOCK_R, BLOCK_R, BLOCK_D), dtype=tl.float64)
+    K = tl.zeros((BLOCK_R, BLOCK_R), dtype=tl.float64)
     for first in range(0, dim, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
         G = tl.load(of_row[:, None] + d[None, :], mask=is_row[:, None] & (d < dim)[None, :], other=0.0)
         G = G.to(tl.float64)
-        products += G[:, None, :] * G[None, :, :]
-    K = tl.sum(products, axis=2)
+        K = tl.dot(G, tl.trans(G), K, out_dtype=tl.float64)
 
     # A gradient that is not finite takes no part; of K its row and column may be no number.
     diagonal = tl.where(i == j, K, 0.0)
@@ -105,7 +106,6 @@ def _systems_kernel(
         weight = tl.where(i == j, 0.0, weight)
 
     system = module.to(tl.int64) * num_groups + group
-    tl.store(alpha + (system * num_rows + i) * num_rows + j, weight, mask=inside)
     note = notes + system * (2 * num_rows + 2)
     tl.store(note + r, tl.sum(weight * K, axis=1), mask=is_row)
     tl.store(note + num_rows + r, finite_i.to(tl.float64), mask=is_row)
@@ -115,42 +115,15 @@ def _systems_kernel(
     index = tl.load(modules + 4 * module + 2)
     tl.store(is_finite + place * is_finite_stride + index, finite_i.to(tl.uint8), mask=place >= 0)
 
-
-@triton.jit
-def _weights_kernel(
-    gradients: tl.tensor,
-    rows: tl.tensor,
-    local: tl.tensor,
-    module_of: tl.tensor,
-    scales: tl.tensor,
-    alpha: tl.tensor,
-    weights: tl.tensor,
-    gradients_stride: tl.tensor,
-    weights_stride: tl.tensor,
-    num_groups: tl.tensor,
-    num_rows: tl.tensor,
-    gradient_dim: tl.tensor,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> None:
-    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    group = tl.program_id(1)
-    inside = d < gradient_dim
-    module = tl.load(module_of + d, mask=inside, other=0)
-    s = tl.arange(0, BLOCK_R)
-    is_row = s < num_rows
-    place = tl.load(local + group * num_rows + s, mask=is_row, other=-1)
-    is_local = (place >= 0)[:, None] & inside[None, :]
-    alpha_of = alpha + ((module * num_groups + group)[None, :] * num_rows + s[:, None]) * num_rows
-    total = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float64)
-    for r in range(num_rows):
-        row = tl.load(rows + group * num_rows + r)
-        G = tl.load(gradients + row * gradients_stride + d, mask=inside, other=0.0).to(tl.float64)
-        G = tl.where(tl.abs(G) < float("inf"), G, 0.0)
-        total += tl.load(alpha_of + r, mask=is_local, other=0.0) * G[None, :]
-    scale = tl.load(scales + module, mask=inside, other=0.0)
-    at = weights + place[:, None] * weights_stride + d[None, :]
-    tl.store(at, (total * scale[None, :]).to(weights.dtype.element_ty), mask=is_local)
+    weight *= tl.load(scales + module)
+    of_place = weights + place * weights_stride + start
+    for first in range(0, dim, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        G = tl.load(of_row[:, None] + d[None, :], mask=is_row[:, None] & (d < dim)[None, :], other=0.0)
+        G = tl.where(tl.abs(G) < float("inf"), G, 0.0).to(tl.float64)
+        M = tl.dot(weight, G, out_dtype=tl.float64)
+        at = of_place[:, None] + d[None, :]
+        tl.store(at, M.to(weights.dtype.element_ty), mask=(place >= 0)[:, None] & (d < dim)[None, :])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,8 +134,6 @@ class _Modules:
     """int32 [M, 4]: first number of the gradient, D, index in module order, 0."""
     scales: Tensor
     """float64 [M]."""
-    module_of: Tensor
-    """int32 [D]: to which of the M a number of a gradient belongs."""
 
 
 _modules: dict[tuple[int, torch.device], tuple[FactorLayout, _Modules]] = {}
@@ -174,11 +145,9 @@ def _modules_of(layout: FactorLayout, device: torch.device) -> _Modules:
     if key not in _modules:
         members = [(index, kind) for kind in layout.classes for index in kind.members]
         table = [(layout.places[index].gradient_start, kind.dim, index, 0) for index, kind in members]
-        dims = [kind.dim for _, kind in members]
         on = _Modules(
             table=on_device(np.array(table, dtype=np.int32), device),
             scales=on_device(np.array([kind.scale for _, kind in members]), device),
-            module_of=on_device(np.repeat(np.arange(len(members), dtype=np.int32), dims), device),
         )
         _modules[key] = (layout, on)
     return _modules[key][1]
@@ -197,7 +166,7 @@ def solve_groups_into(
     damping: Tensor,
     exclude_self: bool,
 ) -> Tensor:
-    """Solve N groups of R <= 32 responses for all M modules; see `influence.weights.solve_groups`.
+    """Solve N groups of R <= 64 responses for all M modules; see `influence.weights.solve_groups`.
 
     `gradients` are float32; `rows` (int64) names each group's rows of them, and `local` (int64) the row
     of `weights` and `is_finite` (bool, modules in module order) that its result goes to, -1 for none.
@@ -210,18 +179,19 @@ def solve_groups_into(
     num_modules = len(layout.places)
     num_groups, num_rows = rows_NR.shape
     notes = torch.empty(num_modules, num_groups, 2 * num_rows + 2, dtype=torch.float64, device=device)
-    alpha = torch.empty(num_modules, num_groups, num_rows, num_rows, dtype=torch.float64, device=device)
-    block_r = max(4, triton.next_power_of_2(num_rows))
-    _systems_kernel[(num_modules, num_groups)](
+    block_r = max(16, triton.next_power_of_2(num_rows))
+    _solve_kernel[(num_modules, num_groups)](
         gradients_nD,
         rows_NR,
         contrast_NR,
         local_NR,
         modules.table,
-        alpha,
+        modules.scales,
+        weights_lD,
         notes,
         is_finite_lm.view(torch.uint8),
         gradients_nD.stride(0),
+        weights_lD.stride(0),
         is_finite_lm.stride(0),
         num_groups,
         num_rows,
@@ -229,25 +199,7 @@ def solve_groups_into(
         RULE=RULES[rule],
         EXCLUDE_SELF=exclude_self,
         BLOCK_R=block_r,
-        BLOCK_D=8 if block_r <= 16 else 4,
-        num_warps=2 if block_r <= 16 else 4,
-    )
-    block_d = 128
-    _weights_kernel[(triton.cdiv(layout.gradient_dim, block_d), num_groups)](
-        gradients_nD,
-        rows_NR,
-        local_NR,
-        modules.module_of,
-        modules.scales,
-        alpha,
-        weights_lD,
-        gradients_nD.stride(0),
-        weights_lD.stride(0),
-        num_groups,
-        num_rows,
-        layout.gradient_dim,
-        BLOCK_R=block_r,
-        BLOCK_D=block_d,
-        num_warps=4,
+        BLOCK_D=32 if block_r < 64 else 16,
+        num_warps=block_r // 16 * 2,
     )
     return notes
