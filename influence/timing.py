@@ -1,13 +1,15 @@
 """How long things take, measured without changing what is measured.
 
 On a GPU an event is recorded in the stream at each boundary and all are read once, at the end: there is
-no synchronization per span. On the CPU the boundaries are `time.perf_counter`.
+no synchronization per span. An event costs the host a few microseconds, so phases that follow each other
+share the one between them, and those that were read are used again. On the CPU the boundaries are
+`time.perf_counter`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +28,7 @@ class Stopwatch:
         self._on_gpu = on_gpu
         self._enabled = enabled
         self._spans: list[tuple[str, _Mark, _Mark]] = []
+        self._read_events: list[torch.cuda.Event] = []
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -39,6 +42,26 @@ class Stopwatch:
         finally:
             self._spans.append((name, start, self._mark()))
 
+    @contextmanager
+    def phases(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Count what runs inside as `name`, up to the last phase's end, and its phases one after another.
+
+        What the block gets is called with a phase's name where it ends and the next begins.
+        """
+        if not self._enabled:
+            yield lambda phase: None
+            return
+        marks = [self._mark()]
+
+        def ended(phase: str) -> None:
+            marks.append(self._mark())
+            self._spans.append((phase, marks[-2], marks[-1]))
+
+        try:
+            yield ended
+        finally:
+            self._spans.append((name, marks[0], marks[-1]))
+
     def pop(self) -> dict[str, float]:
         """Seconds by name since the last call; names without a span are absent."""
         spans, self._spans = self._spans, []
@@ -47,12 +70,16 @@ class Stopwatch:
         seconds: dict[str, float] = {}
         for name, start, end in spans:
             seconds[name] = seconds.get(name, 0.0) + _seconds_between(start, end)
+        marks = {id(mark): mark for _, *both in spans for mark in both}
+        self._read_events += [mark for mark in marks.values() if not isinstance(mark, float)]
         return seconds
 
     def _mark(self) -> _Mark:
         if not self._on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        if not self._read_events:
+            self._read_events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+        event = self._read_events.pop()
         event.record()
         return event
 
@@ -64,6 +91,7 @@ class PhaseTimer:
         self._enabled = enabled
         self._watch = Stopwatch(on_gpu=device.type == "cuda", enabled=enabled)
         self.span = self._watch.span
+        self.phases = self._watch.phases
 
     def pop(self) -> dict[str, float]:
         """Seconds by phase since the last call, and start anew; empty when not enabled.

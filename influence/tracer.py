@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from influence.capture import ActivationCapture, CaptureError, MicroBatchCapture
 from influence.config import InfluenceWarning, TracerConfig
-from influence.groups import GroupPlan, gather_rows, plan_groups
+from influence.groups import GatheredRows, GroupPlan, gather_rows, plan_groups
 from influence.handle import GradientScale
 from influence.kernels import on_device
 from influence.launched_weights import launch_row_weights
@@ -121,35 +121,34 @@ class InfluenceTracer:
         if self._capture.is_open:
             raise CaptureError("pop_rows() inside capture(): end the micro-batch first")
         batches, timer, layout = self._capture.micro_batches, self._timer, self._capture.layout
-        with torch.no_grad(), timer.span("pop_rows"):
-            with timer.span("grad_staging"):
-                place_of = _places([row_id for batch in batches for row_id in batch.selection.row_ids])
-                gradients_nD = self._stage(batches, place_of)
-                with timer.span("all_gather"):
-                    rows = gather_rows(groups, contrast, gradients_nD, self._process_group)
-                plan = plan_groups(rows.groups, rows.contrast, rows.local, self.config)
-                in_group = np.zeros(place_of.size, dtype=np.bool_)
-                in_group[plan.rows_in_groups(rows.local)] = True
-                score_plan = plan_scores(batches, place_of, in_group, self._device)
+        with torch.no_grad(), timer.phases("pop_rows") as ended:
+            place_of = _places([row_id for batch in batches for row_id in batch.selection.row_ids])
+            gradients_nD = self._stage(batches, place_of)
+            rows = self._gather(groups, contrast, gradients_nD)
+            plan = plan_groups(rows.groups, rows.contrast, rows.local, self.config)
+            ended("grad_staging")
             self._capture.clear()
-            with timer.span("hessian_solve"):
-                factors = None
-                if self.config.hessian == "token":
-                    factors = TokenFactors.of_micro_batches(batches, place_of, self._process_group)
-                launched = launch_row_weights(rows, plan, layout, self.config, factors)
-            with timer.span("token_scoring"):
-                scores = score_slots(score_plan, launched.matrices, launched.is_finite, layout)
-            with timer.span("score_aggregation"):
-                with timer.span("copy_to_host"):
-                    copy = HostCopy(scores)
-                weights = launched.finish()
-                if weights.matrices is not launched.matrices:  # a system had to be solved in another way
-                    copy = HostCopy(score_slots(score_plan, weights.matrices, weights.is_finite, layout))
-                emitted = emit_rows(
-                    batches, place_of, copy.tensor, score_plan.row_slots, weights.total, weights.is_scored
-                )
-                copy.wait()
+            factors = None
+            if self.config.hessian == "token":
+                factors = TokenFactors.of_micro_batches(batches, place_of, self._process_group)
+            launched = launch_row_weights(rows, plan, layout, self.config, factors)
+            ended("hessian_solve")
+            in_group = np.zeros(place_of.size, dtype=np.bool_)
+            in_group[plan.rows_in_groups(rows.local)] = True
+            score_plan = plan_scores(batches, place_of, in_group, self._device)
+            scores = score_slots(score_plan, launched.matrices, launched.is_finite, layout)
+            ended("token_scoring")
+            with timer.span("copy_to_host"):
+                copy = HostCopy(scores)
+            weights = launched.finish()
+            if weights.matrices is not launched.matrices:  # a system had to be solved in another way
+                copy = HostCopy(score_slots(score_plan, weights.matrices, weights.is_finite, layout))
+            emitted = emit_rows(
+                batches, place_of, copy.tensor, score_plan.row_slots, weights.total, weights.is_scored
+            )
             self._count(batches, plan, weights)
+            copy.wait()
+            ended("score_aggregation")
         return emitted
 
     def pop_timing(self) -> dict[str, float]:
@@ -175,6 +174,12 @@ class InfluenceTracer:
     def remove(self) -> None:
         """Take the hooks off the model; what was captured can still be popped."""
         self._capture.remove()
+
+    def _gather(self, groups: Sequence[int], contrast: Sequence[float], gradients_nD: Tensor) -> GatheredRows:
+        if self._process_group is None:
+            return gather_rows(groups, contrast, gradients_nD, None)
+        with self._timer.span("all_gather"):
+            return gather_rows(groups, contrast, gradients_nD, self._process_group)
 
     def _stage(self, batches: Sequence[MicroBatch], place_of: NDArray[np.int64]) -> Tensor:
         """The gradients [n, D] of the local rows, by increasing row id."""

@@ -57,9 +57,53 @@ def test_a_span_that_raises_is_kept(ticks: Iterator[int]) -> None:
     assert timer.pop()["capture"] == 1.0
 
 
+def test_phases_share_the_boundaries_between_them(ticks: Iterator[int]) -> None:
+    timer = PhaseTimer(CPU)
+    with timer.phases("pop_rows") as ended:
+        for phase in PHASES:
+            ended(phase)
+    assert next(ticks) == 1 + len(PHASES)
+    expected = dict.fromkeys(PHASES, 1.0) | {"other": 0.0, "pop_rows": float(len(PHASES)), "capture": 0.0}
+    assert timer.pop() == expected | dict.fromkeys(PARTS, 0.0)
+
+
+def test_phases_that_had_ended_are_kept_when_the_next_raises(ticks: Iterator[int]) -> None:
+    timer = PhaseTimer(CPU)
+    with pytest.raises(KeyError), timer.phases("pop_rows") as ended:
+        ended("grad_staging")
+        raise KeyError
+    seconds = timer.pop()
+    assert (seconds["grad_staging"], seconds["pop_rows"]) == (1.0, 1.0)
+
+
+def test_events_that_were_read_are_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Event] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            made.append(self)
+
+        def record(self) -> None:
+            pass
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1e3 * (self is not end)
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.current_stream", torch.cpu.current_stream, raising=False)
+    monkeypatch.setattr(torch.cpu.Stream, "synchronize", lambda self: None, raising=False)
+    timer = PhaseTimer(torch.device("cuda"))
+    for _ in range(3):
+        with timer.phases("pop_rows") as ended, timer.span("all_gather"):
+            for phase in PHASES:
+                ended(phase)
+        assert timer.pop()["grad_staging"] == 1.0
+    assert len(made) == 1 + len(PHASES) + 2
+
+
 def test_disabled_reads_no_clock(ticks: Iterator[int]) -> None:
     timer = PhaseTimer(CPU, enabled=False)
-    with timer.span("pop_rows"):
-        pass
+    with timer.span("capture"), timer.phases("pop_rows") as ended:
+        ended("grad_staging")
     assert timer.pop() == {}
     assert next(ticks) == 0
