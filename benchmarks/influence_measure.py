@@ -83,22 +83,12 @@ def ratio(times: Times, base: Times) -> Times:
     return Times(tuple(a / b for a, b in zip(times.seconds, base.seconds, strict=True)))
 
 
-def read_seconds(tensors: Sequence[torch.Tensor], device: torch.device, repeats: int = 7) -> Times:
-    """How long it takes to read the bytes of `tensors` once: a sum over each, as if they were float32.
-
-    What the sum is does not matter, and it may be NaN; a last odd number is left out.
-    """
-    views = []
-    for tensor in tensors:
-        flat = tensor.view(-1)
-        step = 4 // tensor.element_size() or 1
-        views.append(flat[: flat.numel() // step * step].view(torch.float32))
-
-    def read() -> None:
-        for view in views:
-            torch.sum(view)
-
-    return interleaved({"read": read}, device, repeats=repeats, warm_ups=2)["read"]
+def read_bytes_per_second(device: torch.device) -> float:
+    """The rate at which the device's memory can be read: a float32 sum over 8.6 GB of random numbers (8 MB on
+    a CPU)."""
+    numbers = torch.randn(2**31 if device.type == "cuda" else 2**21, device=device)
+    times = interleaved({"read": lambda: torch.sum(numbers)}, device, repeats=9, warm_ups=2)["read"]
+    return numbers.numel() * 4 / times.median
 
 
 def machine(device: torch.device) -> dict[str, str]:

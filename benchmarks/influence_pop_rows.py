@@ -4,8 +4,8 @@
 
 96 responses to 6 prompts, 733,870 tokens, the 196 linear layers of a 1.5B Qwen2; the captured factors are
 random numbers in bfloat16, in 48 micro-batches. ``pop_rows`` is timed by the clock from an idle GPU until the
-scores are on the CPU; its phases by the tracer's own events. The floor is a sum over the same bytes in the
-same run.
+scores are on the CPU; its phases by the tracer's own events. The floor is the time to read as many bytes at
+the rate of a sum over 8.6 GB in the same run.
 
 The scores of two rows are compared with float64 straight from the definition: on the CPU for factors from 128
 on, with the GPU's float64 units below, where there is more to compute.
@@ -27,7 +27,7 @@ from influence_measure import (
     machine,
     publish,
     ratio,
-    read_seconds,
+    read_bytes_per_second,
     synchronize,
     table,
     wall_seconds,
@@ -47,7 +47,12 @@ CHECKED_ROWS = 2
 
 
 def measure(
-    shapes: Shapes, model: nn.Module, factor: int, device: torch.device, repeats: int
+    shapes: Shapes,
+    model: nn.Module,
+    factor: int,
+    device: torch.device,
+    repeats: int,
+    bytes_per_second: float,
 ) -> dict[str, Any]:
     config = TracerConfig(
         objective="log_prob", contrast="accepted_minus_rejected", projection_dim_factor=factor
@@ -85,17 +90,16 @@ def measure(
     warm_ups = 3
     times = interleaved(variants, device, repeats=repeats, warm_ups=warm_ups, tidy=fill)
     recorded = [taken for taken in phases if taken.get("pop_rows")][warm_ups:]
-    factors = [chunk for batch in batches for chunk in batch.factors]
-    floor = read_seconds(factors, device)
+    captured_bytes = sum(t.numel() * t.element_size() for batch in batches for t in batch.factors)
     gradients_s = statistics.median(
         wall_seconds(lambda: _recompute_gradients(tracer, batches), device) for _ in range(5)
     )
-    held = sum(t.numel() * t.element_size() for batch in batches for t in (*batch.factors, batch.gradients))
+    held = captured_bytes + sum(b.gradients.numel() * b.gradients.element_size() for b in batches)
     estimate = estimate_memory(model, config, shapes.tokens, rows=shapes.rows)
     result = {
         "factor": factor,
         "numbers_per_token": layout_of(tracer).num_factors,
-        "captured_bytes": sum(chunk.numel() * chunk.element_size() for chunk in factors),
+        "captured_bytes": captured_bytes,
         "held_bytes_per_token": held / shapes.tokens,
         "estimated_bytes_per_token": _held_per_token(estimate, shapes.tokens),
         "times": {name: taken.to_json() for name, taken in times.items()},
@@ -105,8 +109,8 @@ def measure(
             for name in (*PHASES, *INSIDE, "pop_rows")
         },
         "profile_timing_on_over_off": ratio(times["pop_rows"], times["profile_timing off"]).to_json(),
-        "floor_s": floor.median,
-        "times_floor": times["pop_rows"].median / floor.median,
+        "floor_s": captured_bytes / bytes_per_second,
+        "times_floor": times["pop_rows"].median / (captured_bytes / bytes_per_second),
         "response_gradients_s": gradients_s,
         "errors": _errors(tracer, batches, groups, contrast, scored, device),
     }
@@ -173,9 +177,10 @@ def main() -> None:
     shapes = TINY if arguments.tiny else REFERENCE
     model = build_model(shapes, device)
     chosen = arguments.factors or ([32, 16] if arguments.tiny else [256, 128, 64, 32])
+    bytes_per_second = read_bytes_per_second(device)
     measured = []
     for factor in chosen:
-        measured.append(measure(shapes, model, factor, device, arguments.repeats))
+        measured.append(measure(shapes, model, factor, device, arguments.repeats, bytes_per_second))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         result = measured[-1]
@@ -190,7 +195,10 @@ def main() -> None:
         *(row(name, partial(_phase, name)) for name in PHASES),
         *(row(f"of these, {name}", partial(_phase, name)) for name in INSIDE),
         row("captured, GB", lambda r: f"{r['captured_bytes'] / 1e9:.2f}"),
-        row("floor: one read of it, ms", lambda r: f"{r['floor_s'] * 1e3:.2f}"),
+        row(
+            f"floor: one read of it at {bytes_per_second / 1e12:.2f} TB/s, ms",
+            lambda r: f"{r['floor_s'] * 1e3:.2f}",
+        ),
         row("x floor", lambda r: f"{r['times_floor']:.2f}"),
         row("profile_timing on / off", lambda r: f"{r['profile_timing_on_over_off']['median_s']:.3f}"),
         row("relative error to float64", lambda r: f"{max(r['errors']):.1e}"),
@@ -206,7 +214,11 @@ def main() -> None:
         lines = [[key, count, f"{seconds * 1e6:.0f}"] for key, count, seconds in result["kernels"][:16]]
         lines.append(["all", result["launches"], f"{result['gpu_busy_s'] * 1e6:.0f}"])
         tables.append(table([f"kernels at factor {result['factor']}", "launches", "us"], lines))
-    publish({"machine": machine(device), "measured": measured}, tables, arguments.json)
+    publish(
+        {"machine": machine(device), "read_bytes_per_second": bytes_per_second, "measured": measured},
+        tables,
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":
