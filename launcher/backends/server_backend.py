@@ -10,6 +10,7 @@ from influence.rundir import RunPaths, RunSpec
 from launcher.backends.kubernetes_errors import ApiForbidden, ApiNotFound
 from launcher.backends.kubernetes_logs import attempt_logs
 from launcher.backends.kubernetes_orders import Reader, RunObjects
+from launcher.backends.run_pods import PodsLeft
 from launcher.errors import BackendError
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
@@ -21,6 +22,8 @@ REFUSALS_PASS_S = 60.0
 class ServerReader(Reader[RunObjects], Protocol):
     """A reader that also knows all runs at once."""
 
+    @property
+    def left(self) -> PodsLeft: ...
     def all_facts(self) -> Mapping[str, BackendFacts]: ...
 
 
@@ -44,7 +47,7 @@ class ServerBackend:
         try:
             reader.api.get(reader.path(run))
         except ApiNotFound:
-            return reader.facts(run).document  # of a pod that is left, if there is one
+            return reader.left.facts(run).document
         raise BackendError(
             f"the name '{run}' is taken in namespace '{reader.namespace}' by a {reader.kind} that is no run",
             next_step="choose another --name or --suffix",
