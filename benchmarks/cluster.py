@@ -120,6 +120,9 @@ class Benchmark:
             name = f"infl-many-{number}"
             body["metadata"]["name"] = body["metadata"]["labels"]["infl/run"] = name
             body["spec"]["template"]["metadata"]["labels"]["infl/run"] = name
+            for variable in body["spec"]["template"]["spec"]["containers"][0]["env"]:
+                if variable["name"] == "INFL_RUN_JSON":
+                    variable["value"] = variable["value"].replace('"run":"infl-submit-0"', f'"run":"{name}"')
             self.bench.api.create(self.jobs, body)
 
         with ThreadPoolExecutor(8) as pool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from influence.rundir import RunPaths, RunSpec
 from launcher.backends.kubernetes_errors import ApiForbidden, ApiNotFound
 from launcher.backends.kubernetes_logs import attempt_logs
-from launcher.backends.kubernetes_orders import Reader, RunObjects
-from launcher.backends.run_pods import PodsLeft
+from launcher.backends.server_reader import Reader, RunObjects
 from launcher.errors import BackendError
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
@@ -19,20 +17,12 @@ REFUSALS_PASS_S = 60.0
 """An API server that has just started knows no roles yet, nor all kinds of objects: 403, or 404."""
 
 
-class ServerReader(Reader[RunObjects], Protocol):
-    """A reader that also knows all runs at once."""
-
-    @property
-    def left(self) -> PodsLeft: ...
-    def all_facts(self) -> Mapping[str, BackendFacts]: ...
-
-
 class ServerBackend:
     """The methods of ``launcher.backends.Backend`` that are the same for every kind of object."""
 
     name: str
 
-    def __init__(self, profile: Profile, reader: ServerReader) -> None:
+    def __init__(self, profile: Profile, reader: Reader[RunObjects]) -> None:
         self._root = profile.root
         self._objects = reader
         self._logs = attempt_logs(reader, self._order)
