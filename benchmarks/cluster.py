@@ -41,6 +41,8 @@ IMPORTS = {
     " launcher.presets, launcher.model, launcher.render, jinja2, yaml",
     "import the official client's connection": "from kubernetes.client.api_client import ApiClient;"
     " from kubernetes.config import load_kube_config",
+    "import of it what the launcher uses": "from launcher.backends.client_imports import client_classes;"
+    " client_classes()",
 }
 
 

@@ -79,3 +79,12 @@ def test_a_status_of_many_runs_imports_little_and_hardly_searches_for_garbage(st
     assert heavy == "[]"
     assert int(num_modules) < 500
     assert int(num_searches) < 30
+
+
+def test_a_submit_asks_for_the_state_of_a_run_only_where_there_is_one(stub: KubernetesStub) -> None:
+    assert run_launcher(list(SUBMIT)) == 0
+    asked = [f"{request.method} {request.path.split('/lab/')[1].split('/')[0]}" for request in stub.requests]
+    created = asked.index("POST jobs")
+    # The plan: Jobs, what else has the name, pods that are left. The order: what is there just before.
+    plan, order = ["GET jobs", "GET jobs", "GET pods"], ["GET jobs", "GET pods", "GET rayjobs"]
+    assert asked[:created] == plan + order
