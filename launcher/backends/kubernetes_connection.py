@@ -1,7 +1,7 @@
 """How a cluster's API server is reached: kubeconfig, credentials and TLS, by the official client.
 
-Only its configuration and its connection pool are used: objects stay plain JSON. Its import takes about
-half a second and 25 MB, so it happens here, once a cluster is really asked.
+Only its configuration and its connection pool are used: objects stay plain JSON. Its import takes most of a
+``status``, so it happens here, once a cluster is really asked.
 """
 
 from __future__ import annotations
