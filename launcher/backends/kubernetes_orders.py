@@ -50,7 +50,8 @@ class Orders:
                 if not self._may_start_again(objects):
                     return False
                 number = objects.newest.number + 1
-            self._require_nothing_left(run.run)
+            if not self._is_nothing_left(run.run, number):
+                continue
             self._require_no_other_kind(run.run)
             created = self._create(run, object_name(run.run, number))
             if created is not None:
@@ -94,11 +95,17 @@ class Orders:
             )
         return True
 
-    def _require_nothing_left(self, run: str) -> None:
-        """Refuse while a pod of the run lives, whatever made it: its object may have been deleted."""
+    def _is_nothing_left(self, run: str, number: int) -> bool:
+        """Refuse while a pod of the run lives, whatever made it: its object may have been deleted.
+
+        False where another submit has made the generation `number` since the objects were read: look again.
+        """
         living = living_pods(list_pods(self._api, self._reader.namespace, run, living=True))
         if not living:
-            return
+            return True
+        now = self._reader.objects(run)
+        if now is not None and now.newest.number >= number:
+            return False
         stopping = living[0].facts.delete_by is not None
         raise errors.ConflictError(
             f"run '{run}' cannot be started: {living[0].words}",
