@@ -125,8 +125,8 @@ class CapturePass:
         return output
 
     def train_only(self, forward: Forward, loss_function: LossFunction) -> dict[str, Any]:
-        """Train on a micro-batch whose rows were captured in an earlier epoch; what verl's forward puts
-        out.""" with self._watch.span("forward_2"):
+        """Train on a micro-batch whose rows an earlier epoch captured; what verl's forward puts out."""
+        with self._watch.span("forward_2"):
             loss, output = forward(loss_function)
         self._backward(loss)
         return output
