@@ -62,7 +62,7 @@ def projected(gradients: PositionGradients, config: TracerConfig) -> PositionGra
     result: PositionGradients = {}
     for name, by_response in gradients.items():
         d_out, d_in = by_response[0].shape[1:]
-        k_in, k_out = projected_widths(d_in, d_out, config.projection_dim_factor, config.max_hessian_dim)
+        k_in, k_out = projected_widths(d_in, d_out, config.projection_dim_factor, config.dim_limit)
         P_in = projection_matrix(name, "in", d_in, k_in, config.seed)
         P_out = projection_matrix(name, "out", d_out, k_out, config.seed)
         result[name] = [torch.stack([(P_out @ g @ P_in.T).flatten() for g in gs]) for gs in by_response]

@@ -88,7 +88,7 @@ def test_every_projection_width(factor: int, gradients: PositionGradients) -> No
 
 @pytest.mark.filterwarnings("ignore:.*max_hessian_dim:influence.config.InfluenceWarning")
 def test_widths_shrunk_to_max_hessian_dim(gradients: PositionGradients) -> None:
-    config = TracerConfig(projection_dim_factor=1, max_hessian_dim=9)
+    config = TracerConfig(hessian="token", projection_dim_factor=1, max_hessian_dim=9)
     assert {g[0].shape[1] for g in projected(gradients, config).values()} <= set(range(1, 10))
     assert_same_scores(config, gradients, TinyTransformer())
 
