@@ -119,7 +119,7 @@ def test_solving_takes_what_was_stated(
     with torch.device("meta"):
         model = QwenShaped(num_layers=2)
     config = TracerConfig(hessian=hessian, exclude_self=exclude_self)
-    num_rows, num_tokens = num_groups * group_size, 512
+    num_rows, num_tokens = num_groups * group_size, 1024
     stated = estimate_memory(
         model, config, num_rows * num_tokens, rows=num_rows, responses_per_group=group_size
     )
