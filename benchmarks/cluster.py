@@ -41,6 +41,8 @@ IMPORTS = {
     " launcher.presets, launcher.model, launcher.render, jinja2, yaml",
     "import the official client's connection": "from kubernetes.client.api_client import ApiClient;"
     " from kubernetes.config import load_kube_config",
+    "import of it what the launcher uses": "from launcher.backends.client_imports import client_classes;"
+    " client_classes()",
 }
 
 
@@ -120,6 +122,9 @@ class Benchmark:
             name = f"infl-many-{number}"
             body["metadata"]["name"] = body["metadata"]["labels"]["infl/run"] = name
             body["spec"]["template"]["metadata"]["labels"]["infl/run"] = name
+            for variable in body["spec"]["template"]["spec"]["containers"][0]["env"]:
+                if variable["name"] == "INFL_RUN_JSON":
+                    variable["value"] = variable["value"].replace('"run":"infl-submit-0"', f'"run":"{name}"')
             self.bench.api.create(self.jobs, body)
 
         with ThreadPoolExecutor(8) as pool:

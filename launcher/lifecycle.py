@@ -87,9 +87,12 @@ def plan_submit(site: Site, run: RunSpec) -> Plan:
             raise _conflict(run.run, rundir.difference(other.spec, run.spec))
     run_dir = _seen_here(paths)
     kept_in = None if site.local else storage(run)
+    new = Plan(run=run, action=Action.CREATE, status=None, run_dir=run_dir, storage=kept_in)
+    if not any(existing):
+        return new
     facts, run_facts = _observe(site, run.run, paths)
-    if not any(existing) or run_facts is None:
-        return Plan(run=run, action=Action.CREATE, status=None, run_dir=run_dir, storage=kept_in)
+    if run_facts is None:  # it went away between the two questions
+        return new
     status = derive(facts, run_facts, now_s=time.time())
     if status.state is State.UNKNOWN:
         raise BackendError(

@@ -34,6 +34,8 @@ def suggest(*words: str, root: Path | None = None, results: Path | None = None) 
 
 def is_command(text: str) -> bool:
     """Whether a text is a command line of the launcher and nothing else, rather than words that name one."""
+    if not text.startswith("launcher"):  # most advice is words, and a list of runs asks this of each
+        return False
     try:
         words = shlex.split(text)
     except ValueError:  # an apostrophe

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from influence.rundir.exits import describe
+from launcher.backends.api_fields import count, mapping, mappings, text
 from launcher.backends.pod_facts import PodFacts, age_s
 from launcher.backends.pod_obstacles import Finding, not_created, not_scheduled
 from launcher.kubernetes_values import QUEUE_LABELS
@@ -25,7 +26,7 @@ LOST_NODE_STEP = (
     "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute once it is surely off; the run then goes on by "
     "itself. Force-deleting the pod instead could let two of them run at once"
 )
-_EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
+EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +59,18 @@ class JobStatus:
 
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> JobStatus:
-        metadata, spec, status = _map(job, "metadata"), _map(job, "spec"), _map(job, "status")
-        annotations, labels = _map(metadata, "annotations"), _map(metadata, "labels")
+        metadata, spec, status = mapping(job, "metadata"), mapping(job, "spec"), mapping(job, "status")
+        annotations, labels = mapping(metadata, "annotations"), mapping(metadata, "labels")
         conditions = {
             str(c.get("type")): (str(c.get("reason") or ""), str(c.get("message") or ""))
-            for c in _list(status, "conditions")
+            for c in mappings(status, "conditions")
             if c.get("status") == "True"
         }
         queue = labels.get(KUEUE_LABEL)
         return cls(
             name=str(metadata.get("name", "?")),
             uid=str(metadata.get("uid", "")),
-            created_at=_text(metadata, "creationTimestamp"),
+            created_at=text(metadata, "creationTimestamp"),
             suspended=spec.get("suspend") is True,
             suspended_by_us=SUSPENDED_ANNOTATION in annotations,
             cancelled=CANCELLED_ANNOTATION in annotations,
@@ -78,13 +79,13 @@ class JobStatus:
             complete="Complete" in conditions,
             failure=conditions.get("Failed"),
             failing=conditions.get("FailureTarget"),
-            num_active=_count(status, "active"),
-            num_ready=_count(status, "ready"),
-            num_terminating=_count(status, "terminating"),
-            num_failed=_count(status, "failed"),
-            num_succeeded=_count(status, "succeeded"),
-            backoff_limit=_count(spec, "backoffLimit"),
-            deadline_s=_count(spec, "activeDeadlineSeconds") or None,
+            num_active=count(status, "active"),
+            num_ready=count(status, "ready"),
+            num_terminating=count(status, "terminating"),
+            num_failed=count(status, "failed"),
+            num_succeeded=count(status, "succeeded"),
+            backoff_limit=count(spec, "backoffLimit"),
+            deadline_s=count(spec, "activeDeadlineSeconds") or None,
         )
 
     @property
@@ -170,13 +171,13 @@ def _ended(job: JobStatus, pods: Sequence[PodFacts]) -> Finding:
 def _failure_in_words(job: JobStatus, reason: str, message: str, pods: Sequence[PodFacts]) -> str:
     last = next((pod.ended_by for pod in reversed(pods) if pod.ended_by), None)
     if reason == "BackoffLimitExceeded":
-        used = f"all {job.backoff_limit} retries are used up" if job.backoff_limit else "no retry is allowed"
+        used = retries_used(job.backoff_limit)
         return f"{used}; the last attempt: {last}" if last else used
     if reason == "DeadlineExceeded":
         limit = f", {job.deadline_s} s," if job.deadline_s else ""
         return f"the deadline of the whole run{limit} has passed (retry.deadline_s)"
     if reason == "PodFailurePolicy":
-        code = _EXIT_CODE.search(message)
+        code = EXIT_CODE.search(message)
         if code and int(code[1]) <= 255:
             return f"{describe(int(code[1]))}, which is not worth a retry"
     return (
@@ -199,9 +200,19 @@ def _suspended(job: JobStatus, waits_for: str | None) -> Finding:
     if job.suspended_by_us:
         return Finding(Phase.SUSPENDED, "suspended")
     if job.kueue_queue is not None:
-        words = f"waits for Kueue's queue '{job.kueue_queue}'"
-        return Finding(Phase.QUEUED, f"{words}: {waits_for}" if waits_for else words)
+        return in_kueues_queue(job.kueue_queue, waits_for)
     return Finding(Phase.SUSPENDED, "its Job was suspended by somebody else")
+
+
+def in_kueues_queue(queue: str, waits_for: str | None) -> Finding:
+    """Of what Kueue holds back, with its words where it says why."""
+    words = f"waits for Kueue's queue '{queue}'"
+    return Finding(Phase.QUEUED, f"{words}: {waits_for}" if waits_for else words)
+
+
+def retries_used(backoff_limit: int) -> str:
+    """That no retry is left, in words."""
+    return f"all {backoff_limit} retries are used up" if backoff_limit else "no retry is allowed"
 
 
 def _executing(pods: Sequence[PodFacts]) -> Finding:
@@ -311,23 +322,3 @@ def last_decision(job: JobStatus) -> str:
     if job.suspended:
         return "not started again before the run is resumed"
     return "will be started again"
-
-
-def _map(above: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = above.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(above: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    value = above.get(key)
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
-
-
-def _text(above: Mapping[str, Any], key: str) -> str | None:
-    value = above.get(key)
-    return value if isinstance(value, str) else None
-
-
-def _count(above: Mapping[str, Any], key: str) -> int:
-    value = above.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

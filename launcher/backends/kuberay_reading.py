@@ -15,13 +15,7 @@ from launcher.backends.kueue import Workloads
 from launcher.backends.pod_facts import PodFacts, pod_facts
 from launcher.backends.rayjob_facts import RayJobStatus, find, grace_s, leaves_a_question
 from launcher.backends.run_document import document_of_pod
-from launcher.backends.run_pods import (
-    CLUSTER_LABEL,
-    facts_without_object,
-    list_pods,
-    living_pods,
-    without_object,
-)
+from launcher.backends.run_pods import CLUSTER_LABEL, PodsLeft, list_pods
 from launcher.errors import BackendError
 from launcher.kuberay_values import TEMPLATE, rayjob_values
 from launcher.kubernetes_values import RUN_LABEL
@@ -82,6 +76,7 @@ class RayJobReader:
         self.api = api
         self.namespace = namespace
         self.workloads = Workloads(api, namespace)
+        self.left = PodsLeft(api=api, namespace=namespace, backend=NAME, kind=self.kind, of_ray=True)
 
     def path(self, name: str | None = None) -> str:
         """Of a RayJob, or of all of them."""
@@ -131,8 +126,7 @@ class RayJobReader:
         """
         rayjobs = self.objects(run)
         if rayjobs is None:
-            living = living_pods(list_pods(self.api, self.namespace, run, living=True))
-            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=self.api.now_s())
+            return self.left.facts(run)
         status, now_s = RayJobStatus.of(rayjobs.newest.item), self.api.now_s()
         if leaves_a_question(status, now_s):
             rayjobs = RunRayJobs(run, rayjobs.generations, self.pods(run))
@@ -161,10 +155,7 @@ class RayJobReader:
             )
             for run, generations in by_run.items()
         }
-        for run, items in without_object(pod_items, known=by_run, of_ray=True).items():
-            if living := living_pods(items):
-                found[run] = facts_without_object(NAME, self.kind, self.namespace, living, now_s=now_s)
-        return found
+        return found | dict(self.left.all_facts(pod_items, known=by_run, now_s=now_s))
 
     def _facts(self, rayjobs: RunRayJobs, now_s: float, waits_for: str | None = None) -> BackendFacts:
         """The newest RayJob speaks for the run."""

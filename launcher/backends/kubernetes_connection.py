@@ -1,7 +1,7 @@
 """How a cluster's API server is reached: kubeconfig, credentials and TLS, by the official client.
 
-Only its configuration and its connection pool are used: objects stay plain JSON. Its import takes about
-half a second and 25 MB, so it happens here, once a cluster is really asked.
+Only its configuration and its connection pool are used: objects stay plain JSON. Its import takes most of a
+``status``, so it happens here, once a cluster is really asked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from launcher.backends.client_imports import client_classes
 from launcher.backends.deadline import DeadlineError, within
 from launcher.errors import BackendError
 from launcher.profiles import Profile
@@ -29,9 +29,6 @@ _DEFAULT_KUBECONFIG = Path("~/.kube/config")
 _IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
 _SKIP_TLS = "insecure-skip-tls-verify"
 _HEADER = re.compile(r"[ -~]+")
-# What the client imports where it happens to be installed: another 0.3 s and 12 MB together. google-auth
-# serves the auth-provider `gcp`, which kubectl dropped in 1.26; the other checks what a dynamic client sends.
-_NOT_NEEDED = ("google.auth", "kubernetes_validate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,26 +201,22 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _client(files: Sequence[Path], context: str | None) -> Any:
     """The official client, configured; what goes wrong on the way is one error."""
-    with _without_optional_imports():
-        from kubernetes.client.api_client import ApiClient
-        from kubernetes.client.configuration import Configuration
-        from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
-
-    configuration = Configuration()
+    classes = client_classes()
+    configuration = classes.Configuration()
     configuration.retries = False  # what is asked again is decided in one place
     shown = ", ".join(map(str, files)) or "the pod's service account"
     with _client_complaints() as complaints:
         try:
             if files:
                 names = os.pathsep.join(map(str, files))
-                within(LOGIN_S, lambda: load_kube_config(names, context, configuration))
+                within(LOGIN_S, lambda: classes.load_kube_config(names, context, configuration))
             else:
-                load_incluster_config(configuration)
-            client = ApiClient(configuration)
+                classes.load_incluster_config(configuration)
+            client = classes.ApiClient(configuration)
         except DeadlineError:
             raise _no_login() from None
         except (
-            ConfigException,
+            classes.ConfigException,
             OSError,
             ValueError,
             LookupError,
@@ -292,17 +285,6 @@ def _client_complaints() -> Iterator[list[str]]:
         yield complaints
     finally:
         root.removeHandler(handler)
-
-
-@contextmanager
-def _without_optional_imports() -> Iterator[None]:
-    absent = [name for name in _NOT_NEEDED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: as if not installed
-    try:
-        yield
-    finally:
-        for name in absent:
-            sys.modules.pop(name, None)
 
 
 def _shown(host: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from influence.rundir import RunDirError, RunPaths
 from launcher.backends.attempt_records import readable_records
-from launcher.backends.kubernetes_orders import Reader, RunObjects
 from launcher.backends.pod_logs import LoggedPod, Order, PodLogs
 from launcher.backends.run_logs import claimed
+from launcher.backends.server_reader import Reader, RunObjects
 
 
 def attempt_logs(reader: Reader[RunObjects], order: Order | None = None) -> PodLogs:

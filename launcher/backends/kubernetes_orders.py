@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
 
 from influence.rundir import ConflictError, RunSpec, difference
 from influence.rundir.clock import utc_now
@@ -17,12 +16,12 @@ from launcher import errors
 from launcher.backends import order_taken
 from launcher.backends.generations import Generation, generations_by_run, object_name
 from launcher.backends.job_facts import CANCELLED_ANNOTATION, SUSPENDED_ANNOTATION
-from launcher.backends.kubernetes_api import KubernetesApi, Object
+from launcher.backends.kubernetes_api import Object
 from launcher.backends.kubernetes_errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnanswered
-from launcher.backends.kueue import Workloads, is_deactivated
+from launcher.backends.kueue import is_deactivated
 from launcher.backends.other_kinds import of_another_kind
-from launcher.backends.pod_facts import PodFacts
 from launcher.backends.run_pods import list_pods, living_pods
+from launcher.backends.server_reader import ObjectStatus, Reader, RunObjects
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL
 from launcher.states import BackendFacts, Phase
@@ -32,75 +31,6 @@ SUBMISSION_ANNOTATION = "infl/submission"
 _MAX_ROUNDS = 5
 _POLL_S = 1.0
 _SLACK_S = 60.0  # beyond the pods' grace: for the controllers to notice
-
-
-class ObjectStatus(Protocol):
-    """What an object of a run says of itself."""
-
-    @property
-    def uid(self) -> str: ...
-    @property
-    def suspended(self) -> bool: ...
-    @property
-    def suspended_by_us(self) -> bool: ...
-    @property
-    def cancelled(self) -> bool: ...
-    @property
-    def deleting(self) -> bool: ...
-    @property
-    def kueue_queue(self) -> str | None: ...
-    @property
-    def ended(self) -> bool:
-        """Whether nothing of it will run any more, and nothing of it is left."""
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether it is suspended, and its pods are gone."""
-
-
-class RunObjects(Protocol):
-    """The objects of one run."""
-
-    @property
-    def run(self) -> str: ...
-    @property
-    def newest(self) -> Generation: ...
-    def all_pods(self) -> Sequence[PodFacts]:
-        """Of every generation, where they were asked for."""
-
-    def attempt_pods(self) -> Sequence[PodFacts]:
-        """Those in which a trainer runs: one an attempt, the oldest first."""
-
-
-_Objects = TypeVar("_Objects", bound=RunObjects, covariant=True)
-
-
-class Reader(Protocol[_Objects]):
-    """What is known of a namespace's runs, and what is particular to their kind of object."""
-
-    @property
-    def api(self) -> KubernetesApi: ...
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def workloads(self) -> Workloads: ...
-    @property
-    def kind(self) -> str:
-        """``Job``."""
-
-    @property
-    def ending(self) -> Mapping[str, Any]:
-        """The change of an object's ``spec`` that makes its controller end it and its pods soon."""
-
-    def path(self, name: str | None = None) -> str: ...
-    def objects(self, run: str) -> _Objects | None: ...
-    def objects_and_pods(self, run: str) -> _Objects | None: ...
-    def facts(self, run: str) -> BackendFacts: ...
-    def status(self, item: Mapping[str, Any]) -> ObjectStatus: ...
-    def document(self, generation: Generation) -> RunSpec: ...
-    def manifest(self, run: RunSpec, name: str) -> Object: ...
-    def grace_s(self, item: Mapping[str, Any]) -> float:
-        """What the pods of an object are given to stop."""
 
 
 class Orders:
@@ -120,7 +50,8 @@ class Orders:
                 if not self._may_start_again(objects):
                     return False
                 number = objects.newest.number + 1
-            self._require_nothing_left(run.run)
+            if not self._is_nothing_left(run.run, number):
+                continue
             self._require_no_other_kind(run.run)
             created = self._create(run, object_name(run.run, number))
             if created is not None:
@@ -164,11 +95,17 @@ class Orders:
             )
         return True
 
-    def _require_nothing_left(self, run: str) -> None:
-        """Refuse while a pod of the run lives, whatever made it: its object may have been deleted."""
+    def _is_nothing_left(self, run: str, number: int) -> bool:
+        """Refuse while a pod of the run lives, whatever made it: its object may have been deleted.
+
+        False where another submit has made the generation `number` since the objects were read: look again.
+        """
         living = living_pods(list_pods(self._api, self._reader.namespace, run, living=True))
         if not living:
-            return
+            return True
+        now = self._reader.objects(run)
+        if now is not None and now.newest.number >= number:
+            return False
         stopping = living[0].facts.delete_by is not None
         raise errors.ConflictError(
             f"run '{run}' cannot be started: {living[0].words}",

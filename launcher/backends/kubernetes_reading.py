@@ -16,7 +16,7 @@ from launcher.backends.kueue import Workloads
 from launcher.backends.pod_facts import PodFacts, pod_facts
 from launcher.backends.pod_obstacles import Finding
 from launcher.backends.run_document import document_of_pod
-from launcher.backends.run_pods import facts_without_object, list_pods, living_pods, without_object
+from launcher.backends.run_pods import PodsLeft, list_pods
 from launcher.errors import BackendError
 from launcher.kubernetes_values import RUN_LABEL, TEMPLATE, job_values
 from launcher.states import BackendFacts
@@ -54,6 +54,7 @@ class JobReader:
         self.api = api
         self.namespace = namespace
         self.workloads = Workloads(api, namespace)
+        self.left = PodsLeft(api=api, namespace=namespace, backend=NAME, kind=self.kind, of_ray=False)
 
     kind = "Job"
     ending: Mapping[str, Any] = MappingProxyType({"activeDeadlineSeconds": 1})
@@ -103,8 +104,7 @@ class JobReader:
         """
         jobs = self.objects(run)
         if jobs is None:
-            living = living_pods(list_pods(self.api, self.namespace, run, living=True))
-            return facts_without_object(NAME, self.kind, self.namespace, living, now_s=self.api.now_s())
+            return self.left.facts(run)
         status = JobStatus.of(jobs.newest.item)
         if leaves_a_question(status) or status.failure is not None:
             jobs = RunJobs(run, jobs.generations, self.pods(run))
@@ -129,10 +129,7 @@ class JobReader:
             own_pods = pods.get(each.status.uid, ())
             because = _refusal_since(own_pods, refused.get(each.status.uid, ()))
             found[run] = each.facts(find(each.status, own_pods, now_s=now_s, no_pod_because=because), pods)
-        for run, items in without_object(pod_items, known=digests, of_ray=False).items():
-            if living := living_pods(items):
-                found[run] = facts_without_object(NAME, self.kind, self.namespace, living, now_s=now_s)
-        return found
+        return found | dict(self.left.all_facts(pod_items, known=digests, now_s=now_s))
 
     def _finding(self, status: JobStatus, jobs: RunJobs) -> Finding:
         pods = jobs.pods.get(status.uid, ())

@@ -20,16 +20,15 @@ from influence.rundir import (
     read_run,
 )
 from influence.rundir.clock import parse_time
-from influence.rundir.files import open_inside
 from launcher.backends import AttemptFacts, Event, Refusal, journal
 from launcher.backends.journal import Outcome, SupervisorPhase, SupervisorRecord, Wish
 from launcher.backends.processes import describe, family, is_stopped, stop_family
+from launcher.backends.run_logs import logged_attempts, read_log_file
 from launcher.errors import BackendError
 from launcher.places import local_root
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
 
-_LOG_CHUNK_BYTES = 2**18
 _POLL_S = 0.1
 # Beyond the attempt's own grace: time for the sweep, and for a supervisor that sleeps to notice.
 _CANCEL_SLACK_S = 60.0
@@ -105,19 +104,10 @@ class LocalBackend:
         return {name: self.get(name) for name in run_names(self.root)}
 
     def attempts(self, run: str) -> Sequence[int]:
-        paths = RunPaths.of(self.root, run)
-        return [number for number in paths.attempt_numbers() if paths.log(number).is_file()]
+        return logged_attempts(RunPaths.of(self.root, run))
 
     def read_log(self, run: str, attempt: int, offset_bytes: int) -> bytes:
-        paths = RunPaths.of(self.root, run)
-        try:
-            with open_inside(paths.root_dir, paths.log(attempt)) as stream:
-                stream.seek(offset_bytes)
-                return stream.read(_LOG_CHUNK_BYTES)
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise StorageError.from_os_error(error, paths.log(attempt), "reading") from None
+        return read_log_file(RunPaths.of(self.root, run), attempt, offset_bytes)
 
     def history(self, run: str) -> Sequence[AttemptFacts]:
         from launcher.backends.local_history import attempt_facts

@@ -14,6 +14,7 @@ from typing import Any
 from influence.rundir.clock import parse_time
 from influence.rundir.exits import Verdict, classify, describe
 from launcher.backends import AttemptFacts
+from launcher.backends.api_fields import mapping, mappings, text
 
 CONTAINER = "trainer"
 LOST_AFTER_S = 300.0
@@ -121,11 +122,11 @@ def pod_facts(pod: Mapping[str, Any], *, container: str = CONTAINER) -> PodFacts
     Args:
         container: the name of the container that is the attempt.
     """
-    metadata, spec, status = _map(pod, "metadata"), _map(pod, "spec"), _map(pod, "status")
+    metadata, spec, status = mapping(pod, "metadata"), mapping(pod, "spec"), mapping(pod, "status")
     own = _container_status(status, container)
-    state = _map(own, "state")
-    terminated, running = _map(state, "terminated"), _map(state, "running")
-    conditions = {str(c.get("type")): c for c in _maps(status, "conditions")}
+    state = mapping(own, "state")
+    terminated, running = mapping(state, "terminated"), mapping(state, "running")
+    conditions = {str(c.get("type")): c for c in mappings(status, "conditions")}
     scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
     waiting = _first_waiting(status)
     return PodFacts(
@@ -150,13 +151,13 @@ def pod_facts(pod: Mapping[str, Any], *, container: str = CONTAINER) -> PodFacts
 
 
 def _container_status(status: Mapping[str, Any], container: str) -> Mapping[str, Any]:
-    return next((c for c in _maps(status, "containerStatuses") if c.get("name") == container), {})
+    return next((c for c in mappings(status, "containerStatuses") if c.get("name") == container), {})
 
 
 def _first_waiting(status: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state of the first container that waits; init containers come before the others."""
-    for each in (*_maps(status, "initContainerStatuses"), *_maps(status, "containerStatuses")):
-        waiting = _map(_map(each, "state"), "waiting")
+    for each in (*mappings(status, "initContainerStatuses"), *mappings(status, "containerStatuses")):
+        waiting = mapping(mapping(each, "state"), "waiting")
         if waiting and waiting.get("reason") != "PodInitializing":
             return {**waiting, "image": each.get("image")}
     return {}
@@ -183,7 +184,7 @@ def _trouble(waiting: Mapping[str, Any], spec: Mapping[str, Any], container: str
     reason, message = _text(waiting, "reason"), _text(waiting, "message")
     if reason in _IMAGE_REASONS:
         image = next(
-            (_text(c, "image") for c in _maps(spec, "containers") if c.get("name") == container), None
+            (_text(c, "image") for c in mappings(spec, "containers") if c.get("name") == container), None
         ) or _text(waiting, "image")
         return Trouble(
             f"the image {image} cannot be pulled: {message or reason}",
@@ -242,19 +243,8 @@ def _seconds(at: str) -> float | None:
     return moment.timestamp()
 
 
-def _map(above: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = above.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _maps(above: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    value = above.get(key)
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
-
-
 def _text(above: Mapping[str, Any], key: str) -> str | None:
-    value = above.get(key)
-    return value.strip() or None if isinstance(value, str) else None
+    return (text(above, key) or "").strip() or None
 
 
 def _integer(value: Any) -> int | None:

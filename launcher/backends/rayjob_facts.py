@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from influence.rundir.exits import Verdict, classify, describe
+from launcher.backends.api_fields import count, mapping, text
 from launcher.backends.job_facts import (
     CANCELLED_ANNOTATION,
+    EXIT_CODE,
     KUEUE_LABEL,
     LOST_NODE_STEP,
     SUSPENDED_ANNOTATION,
+    in_kueues_queue,
+    retries_used,
 )
 from launcher.backends.pod_facts import PodFacts, age_s
 from launcher.backends.pod_obstacles import Finding, not_scheduled
@@ -29,7 +33,6 @@ UNSEEN_AFTER_S = 120.0
 # How long after its end a RayJob's pods are looked for: its ttlSecondsAfterFinished, and then some.
 _CLOSING_S = 300.0
 _ENDED = frozenset(("Complete", "Failed", "ValidationFailed"))
-_EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
 _TRAINERS_WORDS = re.compile(r"^influence\.train: (.+)$", re.MULTILINE)
 _MAX_WORDS = 300
 
@@ -68,8 +71,9 @@ class RayJobStatus:
 
     @classmethod
     def of(cls, rayjob: Mapping[str, Any]) -> RayJobStatus:
-        metadata, spec, status = _map(rayjob, "metadata"), _map(rayjob, "spec"), _map(rayjob, "status")
-        annotations, labels = _map(metadata, "annotations"), _map(metadata, "labels")
+        metadata, spec = mapping(rayjob, "metadata"), mapping(rayjob, "spec")
+        status = mapping(rayjob, "status")
+        annotations, labels = mapping(metadata, "annotations"), mapping(metadata, "labels")
         queue = labels.get(KUEUE_LABEL)
         return cls(
             name=str(metadata.get("name", "?")),
@@ -88,10 +92,10 @@ class RayJobStatus:
             cluster=_text(status, "rayClusterName"),
             started_at=_text(status, "startTime") or None,
             ended_at=_text(status, "endTime") or None,
-            num_failed=_count(status, "failed"),
-            backoff_limit=_count(spec, "backoffLimit"),
-            deadline_s=_count(spec, "activeDeadlineSeconds") or None,
-            pre_running_deadline_s=_count(spec, "preRunningDeadlineSeconds") or None,
+            num_failed=count(status, "failed"),
+            backoff_limit=count(spec, "backoffLimit"),
+            deadline_s=count(spec, "activeDeadlineSeconds") or None,
+            pre_running_deadline_s=count(spec, "preRunningDeadlineSeconds") or None,
             grace_s=grace_s(rayjob),
         )
 
@@ -117,7 +121,7 @@ class RayJobStatus:
         """What the trainer of this attempt exited with; None while it runs, or where nobody says."""
         if self.job == "SUCCEEDED":
             return 0
-        found = _EXIT_CODE.search(self.message) if self.job == "FAILED" else None
+        found = EXIT_CODE.search(self.message) if self.job == "FAILED" else None
         code = int(found[1]) if found else None
         return code if code is not None and 0 <= code <= 255 else None
 
@@ -151,8 +155,8 @@ class RayJobStatus:
 
 def grace_s(rayjob: Mapping[str, Any]) -> float:
     """``terminationGracePeriodSeconds`` of the head's pod, seconds."""
-    head = _map(_map(_map(rayjob, "spec"), "rayClusterSpec"), "headGroupSpec")
-    return float(_count(_map(_map(head, "template"), "spec"), "terminationGracePeriodSeconds") or 30)
+    head = mapping(mapping(mapping(rayjob, "spec"), "rayClusterSpec"), "headGroupSpec")
+    return float(count(mapping(mapping(head, "template"), "spec"), "terminationGracePeriodSeconds") or 30)
 
 
 def leaves_a_question(job: RayJobStatus, now_s: float) -> bool:
@@ -214,10 +218,9 @@ def _ended(job: RayJobStatus) -> Finding:
     last = job.ended_by or "its RayJob failed"
     if job.reason == "DeadlineExceeded" or job.deployment == "Complete":
         return Finding(Phase.FAILED, last)
-    used = f"all {job.backoff_limit} retries are used up" if job.backoff_limit else "no retry is allowed"
     code = job.exit_code
     hint = "; KubeRay retries what no retry cures" if code and classify(code) is Verdict.FATAL else ""
-    return Finding(Phase.FAILED, f"{used}; the last attempt: {last}{hint}")
+    return Finding(Phase.FAILED, f"{retries_used(job.backoff_limit)}; the last attempt: {last}{hint}")
 
 
 def _waiting(job: RayJobStatus, now_s: float, waits_for: str | None) -> Finding:
@@ -226,8 +229,7 @@ def _waiting(job: RayJobStatus, now_s: float, waits_for: str | None) -> Finding:
         if job.suspended_by_us:
             return Finding(Phase.SUSPENDED, "suspended")
         if job.kueue_queue is not None:
-            words = f"waits for Kueue's queue '{job.kueue_queue}'"
-            return Finding(Phase.QUEUED, f"{words}: {waits_for}" if waits_for else words)
+            return in_kueues_queue(job.kueue_queue, waits_for)
         return Finding(Phase.SUSPENDED, "its RayJob was suspended by somebody else")
     if job.num_failed:
         return Finding(Phase.BACKING_OFF, f"{job.num_failed} attempts failed; another follows")
@@ -288,16 +290,5 @@ def _shortened(text: str) -> str:
     return words if len(words) <= _MAX_WORDS else f"{words[:_MAX_WORDS]}..."
 
 
-def _map(above: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = above.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
 def _text(above: Mapping[str, Any], key: str) -> str:
-    value = above.get(key)
-    return value if isinstance(value, str) else ""
-
-
-def _count(above: Mapping[str, Any], key: str) -> int:
-    value = above.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return text(above, key) or ""

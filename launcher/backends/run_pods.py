@@ -6,7 +6,7 @@ directory takes one pod at a time: so these count even where no object of the ru
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,39 +64,57 @@ def living_pods(items: Iterable[Mapping[str, Any]]) -> list[LivingPod]:
     return sorted(found, key=lambda pod: pod.facts.order)
 
 
-def without_object(
-    items: Iterable[Mapping[str, Any]], *, known: Container[str], of_ray: bool
-) -> dict[str, list[Mapping[str, Any]]]:
-    """The pods of runs that are not ``known``, by run: those of Ray clusters, or the others."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for item in items:
-        labels = (item.get("metadata") or {}).get("labels") or {}
-        run = labels.get(RUN_LABEL)
-        if isinstance(run, str) and run not in known and (CLUSTER_LABEL in labels) is of_ray:
-            found.setdefault(run, []).append(item)
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodsLeft:
+    """A namespace's runs that no object of a backend's kind stands for, by their pods that have not ended."""
 
+    api: KubernetesApi
+    namespace: str
+    backend: str
+    kind: str
+    """Of object: ``Job``."""
+    of_ray: bool
+    """Whether the backend's pods are those of Ray clusters."""
 
-def facts_without_object(
-    backend: str, kind: str, namespace: str, pods: Sequence[LivingPod], *, now_s: float
-) -> BackendFacts:
-    """Of a run that no object of the backend's kind stands for.
+    def facts(self, run: str) -> BackendFacts:
+        """Of a run without an object; ABSENT where it has no pod either. One question.
 
-    Args:
-        kind: of object: ``Job``.
-        pods: the run's that have not ended.
-        now_s: Unix time in seconds.
-    """
-    finding = _finding(kind, namespace, pods, now_s)
-    return BackendFacts(
-        backend=backend,
-        phase=finding.phase,
-        reason=finding.reason,
-        next_step=finding.next_step,
-        started_at=pods[0].facts.created_at if pods else None,
-        num_attempts=len(pods) or None,
-        document=next((pod.document for pod in pods if pod.document is not None), None),
-    )
+        Raises:
+            BackendError: the server does not answer, or the right to list pods is missing.
+        """
+        living = living_pods(list_pods(self.api, self.namespace, run, living=True))
+        return self._facts(living, self.api.now_s())
+
+    def all_facts(
+        self, items: Iterable[Mapping[str, Any]], *, known: Container[str], now_s: float
+    ) -> Iterator[tuple[str, BackendFacts]]:
+        """Of the runs that are not ``known``, each with its name; asks nothing.
+
+        Args:
+            items: pods as the API has them, of whatever run.
+            now_s: Unix time in seconds.
+        """
+        by_run: dict[str, list[Mapping[str, Any]]] = {}
+        for item in items:
+            labels = (item.get("metadata") or {}).get("labels") or {}
+            run = labels.get(RUN_LABEL)
+            if isinstance(run, str) and run not in known and (CLUSTER_LABEL in labels) is self.of_ray:
+                by_run.setdefault(run, []).append(item)
+        for run, own in by_run.items():
+            if living := living_pods(own):
+                yield run, self._facts(living, now_s)
+
+    def _facts(self, pods: Sequence[LivingPod], now_s: float) -> BackendFacts:
+        finding = _finding(self.kind, self.namespace, pods, now_s)
+        return BackendFacts(
+            backend=self.backend,
+            phase=finding.phase,
+            reason=finding.reason,
+            next_step=finding.next_step,
+            started_at=pods[0].facts.created_at if pods else None,
+            num_attempts=len(pods) or None,
+            document=next((pod.document for pod in pods if pod.document is not None), None),
+        )
 
 
 def _finding(kind: str, namespace: str, pods: Sequence[LivingPod], now_s: float) -> Finding:

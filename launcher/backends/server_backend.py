@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from influence.rundir import RunPaths, RunSpec
 from launcher.backends.kubernetes_errors import ApiForbidden, ApiNotFound
 from launcher.backends.kubernetes_logs import attempt_logs
-from launcher.backends.kubernetes_orders import Reader, RunObjects
+from launcher.backends.server_reader import Reader, RunObjects
 from launcher.errors import BackendError
 from launcher.profiles import Profile
 from launcher.states import BackendFacts, Phase
@@ -18,18 +17,12 @@ REFUSALS_PASS_S = 60.0
 """An API server that has just started knows no roles yet, nor all kinds of objects: 403, or 404."""
 
 
-class ServerReader(Reader[RunObjects], Protocol):
-    """A reader that also knows all runs at once."""
-
-    def all_facts(self) -> Mapping[str, BackendFacts]: ...
-
-
 class ServerBackend:
     """The methods of ``launcher.backends.Backend`` that are the same for every kind of object."""
 
     name: str
 
-    def __init__(self, profile: Profile, reader: ServerReader) -> None:
+    def __init__(self, profile: Profile, reader: Reader[RunObjects]) -> None:
         self._root = profile.root
         self._objects = reader
         self._logs = attempt_logs(reader, self._order)
@@ -44,7 +37,7 @@ class ServerBackend:
         try:
             reader.api.get(reader.path(run))
         except ApiNotFound:
-            return reader.facts(run).document  # of a pod that is left, if there is one
+            return reader.left.facts(run).document
         raise BackendError(
             f"the name '{run}' is taken in namespace '{reader.namespace}' by a {reader.kind} that is no run",
             next_step="choose another --name or --suffix",

@@ -24,9 +24,8 @@ def command(run: str, place: Place, output_format: str) -> int:
     site = place.open()
     before = run_status(site, run)
     after = before
-    if (
-        before.state is not State.SUCCEEDED
-    ):  # suspended, perhaps, with every step committed: nothing is left to do
+    # Suspended, perhaps, with every step committed: then nothing is left to do.
+    if before.state is not State.SUCCEEDED:
         with run_dir_errors():
             site.backend.resume(run)
         after = run_status(site, run)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import click
 
-from launcher.backends import OrderStands
 from launcher.commands.options import Place, output_option, place_options, timeout_option
+from launcher.commands.order import ordered
 from launcher.errors import BackendError, ExitCode
 from launcher.lifecycle import run_status
-from launcher.output import emit, note
-from launcher.rundir_errors import run_dir_errors
+from launcher.output import emit
 from launcher.states import State
 
 
@@ -28,15 +27,7 @@ def command(run: str, timeout_s: float | None, place: Place, output_format: str)
     before = run_status(site, run)
     if before.state is State.UNKNOWN and before.settled:
         raise BackendError(f"run '{run}' cannot be suspended: {before.reason}")
-    try:
-        with run_dir_errors():
-            site.backend.suspend(run, timeout_s=timeout_s)
-    except KeyboardInterrupt as interrupt:
-        shown = f"`{site.suggest('status', run)}` shows"
-        if site.local or isinstance(interrupt, OrderStands):
-            note(f"suspending {run} goes on; {shown} when it is done")
-        else:
-            note(f"the request to suspend {run} may not have arrived; {shown} whether it did")
+    if not ordered(site, "suspend", run, timeout_s):
         return int(ExitCode.INTERRUPTED)
     after = run_status(site, run)
     if after.state is not State.SUSPENDED and not after.state.terminal:

@@ -11,7 +11,8 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """A mapping of settings: strict types, no unknown keys, no defaults (``jobs/base.yaml`` has them)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # A section is built when it is first used: most commands check one schema that holds others.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def _writable(text: str) -> str:

@@ -86,6 +86,10 @@ def phase_of(backend: KubernetesBackend, *phases: Phase, timeout_s: float = 60) 
     return until(facts, f"{GPU_RUN} {phases}", timeout_s=timeout_s)
 
 
+def is_refused(facts: BackendFacts, reason: str) -> BackendFacts | None:
+    return facts if facts.reason is not None and facts.reason.startswith(reason) else None
+
+
 def log_of(backend: KubernetesBackend, attempt: int) -> bytes:
     text = b""
     while piece := backend.read_log(GPU_RUN, attempt, len(text)):
@@ -306,8 +310,9 @@ def test_a_pod_of_higher_priority_takes_the_node_uncharged(bench: Bench, prepare
         other = run_in(prepared, "cluster.priority_class=infl-high", there)
         backend.submit(RunSpec.new("infl-urgent", other.spec, wandb=other.wandb))
         prepared.running_pod("infl-urgent")
-        facts = phase_of(backend, Phase.QUEUED)
-        assert facts.reason.startswith("no node takes its pod: 0/")
+        refused = "no node takes its pod: 0/"  # the scheduler's words come a moment after the pod
+        facts = until(lambda: is_refused(backend.get(GPU_RUN), refused), refused)
+        assert facts.phase is Phase.QUEUED
         assert facts.num_charged == 0
         preempted = backend.history(GPU_RUN)[0]
         assert preempted.pod == first

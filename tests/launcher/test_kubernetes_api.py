@@ -714,6 +714,46 @@ def test_the_client_is_imported_when_a_cluster_is_asked_and_without_what_it_does
         f"KubernetesApi(Profile(name='lab', backend='kubernetes', kubeconfig=Path({str(config)!r})))\n"
         "assert 'kubernetes.client' in sys.modules\n"
         "assert not {'google.auth', 'kubernetes_validate', 'jsonschema'} & set(sys.modules)\n"
+        "assert not {'oauthlib', 'requests_oauthlib', 'requests', 'websocket'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_the_client_was_imported_without_is_there_once_it_is_used() -> None:
+    script = (
+        "import sys; from launcher.backends.client_imports import client_classes\n"
+        "client_classes(); import kubernetes; from kubernetes.config import kube_config\n"
+        "before = {'oauthlib', 'requests_oauthlib', 'requests', 'websocket'} & set(sys.modules)\n"
+        "session = kube_config.OAuth2Session(client_id='a', token={'refresh_token': 'b'})\n"
+        "error = kube_config.oauthlib.oauth2.rfc6749.errors.InvalidClientIdError\n"
+        "call = kubernetes.stream.stream\n"
+        "import kubernetes.stream, oauthlib.oauth2, requests_oauthlib\n"
+        "assert not before and isinstance(session, requests_oauthlib.OAuth2Session)\n"
+        "assert error is oauthlib.oauth2.InvalidClientIdError and call is kubernetes.stream.stream\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_client_that_uses_at_once_what_was_put_off_is_imported_all_the_same(tmp_path: Path) -> None:
+    modules = {
+        "__init__": "from . import stream",
+        "stream": "import requests",
+        "client/__init__": "",
+        "client/api_client": "ApiClient = 1",
+        "client/configuration": "Configuration = 2",
+        "config": "import oauthlib.oauth2\nclass ConfigException(oauthlib.oauth2.OAuth2Error): pass\n"
+        "from kubernetes.stream import requests\nload_incluster_config, load_kube_config = 3, 4",
+    }
+    for name, text in modules.items():
+        path = tmp_path / "kubernetes" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from launcher.backends.client_imports import client_classes\n"
+        "classes = client_classes()\n"
+        "assert (classes.ApiClient, classes.load_kube_config) == (1, 4)\n"
+        "import oauthlib.oauth2; assert issubclass(classes.ConfigException, oauthlib.oauth2.OAuth2Error)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

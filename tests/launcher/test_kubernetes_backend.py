@@ -97,6 +97,26 @@ def test_a_submit_whose_request_was_lost_while_another_took_the_name_adopts(
     assert len(stub.objects) == 1
 
 
+def test_a_generation_that_another_submit_made_while_this_one_looked_is_adopted(
+    backend: KubernetesBackend, stub: KubernetesStub
+) -> None:
+    """Its pod may be there before this submit has seen its Job."""
+    put_job(stub, **FAILED)
+    put_pod(stub, "a", "Failed", exit_code=1)
+
+    def somebody_else(request: Any) -> None:
+        if request.path.endswith("/pods") and f"{JOBS}/{RUN}-r2" not in stub.objects and num_lists() > 1:
+            put_job(stub, name=f"{RUN}-r2", active=1, ready=1)
+            put_pod(stub, "b", of=f"{RUN}-r2")
+
+    def num_lists() -> int:
+        return stub.count("GET", "/pods$")
+
+    stub.on_request = somebody_else
+    assert backend.submit(lab_run()) is False
+    assert stub.count("POST", "") == 0
+
+
 def test_another_spec_under_the_name_is_refused_with_the_difference(
     backend: KubernetesBackend, stub: KubernetesStub
 ) -> None:

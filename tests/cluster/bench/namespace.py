@@ -113,9 +113,13 @@ class Namespace:
         return self.api.get(f"{self.batch}/jobs/{name}")
 
     def pods(self, selector: str = "") -> list[Json]:
-        """The oldest first."""
+        """The oldest first; of those of one second, the one that changed first."""
         found = self.api.items(f"{self.core}/pods", labelSelector=selector)
-        return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+        def age(pod: Json) -> tuple[str, int]:
+            return pod["metadata"]["creationTimestamp"], int(pod["metadata"]["resourceVersion"])
+
+        return sorted(found, key=age)
 
     def job_pods(self, job: str) -> list[Json]:
         return self.pods(f"batch.kubernetes.io/job-name={job}")
