@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--repeats", type=int, default=7, help="of plain and ours")
-    parser.add_argument("--peer-repeats", type=int, default=2)
+    parser.add_argument("--peer-repeats", type=int, default=2, help="0: without peers")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     arguments = parser.parse_args()
 
@@ -223,7 +223,8 @@ def main() -> None:
 
     errors: dict[str, str] = {}
     agreements: dict[str, dict[str, dict[str, float]]] = {}
-    for name, peer in {"bergson 2.5.1 (16)": bergson, "kronfluence 1.0.1 (identity)": kronfluence}.items():
+    peers = {"bergson 2.5.1 (16)": bergson, "kronfluence 1.0.1 (identity)": kronfluence}
+    for name, peer in peers.items() if arguments.peer_repeats else ():
         result, error = attempt(partial(peer, untouched, shapes, device, arguments.peer_repeats))
         if error is not None:
             errors[name] = error

@@ -1,6 +1,6 @@
 """What ``pop_rows`` costs at the reference run's sizes, beside one read of what was captured.
 
-    python benchmarks/influence_pop_rows.py [--json FILE] [--factors 256 128 64 32] [--repeats 15] [--tiny]
+    python benchmarks/influence_pop_rows.py [--json FILE] [--factors 256 128 64 32] [--repeats 41] [--tiny]
 
 96 responses to 6 prompts, 733,870 tokens, the 196 linear layers of a 1.5B Qwen2; the captured factors are
 random numbers in bfloat16, in 48 micro-batches. ``pop_rows`` is timed by the clock from an idle GPU until the
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--factors", type=int, nargs="+", default=None)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=41)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     arguments = parser.parse_args()
 

@@ -51,10 +51,11 @@ class Stopwatch:
         if not self._enabled:
             yield lambda phase: None
             return
-        marks = [self._mark()]
+        stream = torch.cuda.current_stream() if self._on_gpu else None
+        marks = [self._mark(stream)]
 
         def ended(phase: str) -> None:
-            marks.append(self._mark())
+            marks.append(self._mark(stream))
             self._spans.append((phase, marks[-2], marks[-1]))
 
         try:
@@ -74,13 +75,13 @@ class Stopwatch:
         self._read_events += [mark for mark in marks.values() if not isinstance(mark, float)]
         return seconds
 
-    def _mark(self) -> _Mark:
+    def _mark(self, stream: torch.cuda.Stream | None = None) -> _Mark:
         if not self._on_gpu:
             return time.perf_counter()
         if not self._read_events:
             self._read_events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
         event = self._read_events.pop()
-        event.record()
+        event.record(stream)
         return event
 
 

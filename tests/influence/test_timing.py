@@ -83,7 +83,7 @@ def test_events_that_were_read_are_recorded_again(monkeypatch: pytest.MonkeyPatc
         def __init__(self, enable_timing: bool) -> None:
             made.append(self)
 
-        def record(self) -> None:
+        def record(self, stream: object) -> None:
             pass
 
         def elapsed_time(self, end: Event) -> float:
