@@ -74,7 +74,8 @@ class MicroBatchCapture:
         self._last_input: weakref.ref[_Input] | None = None
         self._num_forwards = 0
         self._is_open = True
-        self._is_recording = bool(selection.row_ids)
+        self._is_sealed = False
+        """Nothing more is recorded."""
         self._is_discarded = False
 
     @property
@@ -106,7 +107,7 @@ class MicroBatchCapture:
         To be passed to `torch.autograd.grad` as inputs, after the forward: see `backward`.
         """
         self._check_open()
-        if not self._edges and self._is_recording:
+        if not self._edges:
             raise CaptureError(
                 "the traced layers have no graph before the backward: run the forward inside capture(), and "
                 "use_reentrant=False where it is checkpointed"
@@ -121,10 +122,8 @@ class MicroBatchCapture:
 
         Raises CaptureError before a forward, and with reentrant checkpointing, which cannot do this.
         """
-        if not self._is_recording and self._is_open and not self._selection.row_ids:
-            return
         roots = self.roots
-        self._is_recording = not self._is_discarded
+        self._is_sealed = self._is_discarded
         try:
             torch.autograd.grad(objective, roots, retain_graph=retain_graph, allow_unused=True)
         except RuntimeError as error:
@@ -134,12 +133,12 @@ class MicroBatchCapture:
                 ) from error
             raise
         finally:
-            self._is_recording = False
+            self._is_sealed = True
 
     def discard(self) -> None:
         """Drop what was recorded and record nothing more; the rows can be captured again afterwards."""
         self._check_open()
-        self._is_discarded, self._is_recording = True, False
+        self._is_discarded = self._is_sealed = True
         self._store = None
 
     def _check_open(self) -> None:
@@ -175,7 +174,7 @@ class MicroBatchCapture:
         return first
 
     def _close(self) -> None:
-        self._is_open = self._is_recording = False
+        self._is_open, self._is_sealed = False, True
         self._edges.clear()
         self._last_input = None
 
@@ -252,7 +251,7 @@ class ActivationCapture:
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         micro_batch = self._open
-        if micro_batch is None or not micro_batch._selection.row_ids or micro_batch._is_discarded:
+        if micro_batch is None or micro_batch._is_discarded:
             return
         value = args[0] if args else kwargs["input"]
         self._check(index, value, "in", micro_batch)
@@ -260,26 +259,29 @@ class ActivationCapture:
         micro_batch._num_forwards += 1
         if not output.requires_grad:
             return  # no graph: the first forward of reentrant checkpointing, or an evaluation
-        if not micro_batch._is_recording:
+        if micro_batch._is_sealed:
             return  # the objective's gradient is there
+        is_recomputed = torch._C._current_graph_task_id() != -1
+        if not is_recomputed:
+            micro_batch._edges.append(get_gradient_edge(output))
+        if not micro_batch.row_ids:
+            return  # a rank without rows runs what the others run, for the gathers of its weights
         store = micro_batch._store_for(output)
         if store.device != output.device:
             raise CaptureError(
                 f"{self._modules[index].name} computes on {output.device}, layers before it on "
                 f"{store.device}; a model on several devices is not supported"
             )
-        is_recomputed = torch._C._current_graph_task_id() != -1
         shared = micro_batch._input_of(index, value, is_recomputed)
         call = _Call(index, shared)
         if not is_recomputed:
             self._shares_previous[index] = shared.modules.start != index
             call.number = self._project_input(store, call, value, self._run_that_shares(index))
-            micro_batch._edges.append(get_gradient_edge(output))
         output.register_hook(partial(self._on_gradient, micro_batch, call))
 
     def _on_gradient(self, micro_batch: MicroBatchCapture, call: _Call, gradient: Tensor) -> None:
         store = micro_batch._store
-        if store is None or not micro_batch._is_recording:
+        if store is None or micro_batch._is_sealed:
             return
         if call.number is None:
             kept = call.input.kept

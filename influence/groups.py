@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isfinite
 from typing import Any, Final, cast
 
@@ -39,6 +40,8 @@ class GatheredRows:
     """This rank's rows among the N."""
     gradients: Tensor
     """[N, D], laid out by a `FactorLayout`."""
+    ranks: tuple[range, ...] = ()
+    """Each rank's rows among the N; empty without a process group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class GroupPlan:
 
     stacks: list[list[list[int]]]
     """Rows (indices into the N) of each group, groups of equal size in one list."""
+    scored_groups: list[list[int]]
+    """Rows of every group on any rank that has a contrast, in the order of their first rows."""
     num_counted: int
     num_counted_skipped: int
     num_counted_rows: int
@@ -118,6 +123,7 @@ def gather_rows(
         ],
         local=range(first, first + num_rows),
         gradients=_all_gather_rows(gradients, counts, process_group),
+        ranks=tuple(range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)),
     )
 
 
@@ -133,6 +139,7 @@ def plan_groups(
     for row, group in enumerate(groups):
         members[group if config.scope == "per_prompt" else 0].append(row)
     stacks: dict[int, list[list[int]]] = defaultdict(list)
+    scored_groups: list[list[int]] = []
     num_counted = num_skipped = num_rows = 0
     for rows in members.values():
         is_scored = _has_contrast([contrast[row] for row in rows], config)
@@ -140,9 +147,11 @@ def plan_groups(
             num_counted += 1
             num_skipped += not is_scored
             num_rows += len(rows) if is_scored else 0
+        if is_scored:
+            scored_groups.append(rows)
         if is_scored and any(row in local for row in rows):
             stacks[len(rows)].append(rows)
-    return GroupPlan(list(stacks.values()), num_counted, num_skipped, num_rows)
+    return GroupPlan(list(stacks.values()), scored_groups, num_counted, num_skipped, num_rows)
 
 
 def _has_contrast(values: Sequence[float], config: TracerConfig) -> bool:

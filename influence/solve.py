@@ -91,10 +91,10 @@ def _without_self(alpha_SR: Tensor) -> Tensor:
 def _floored_where(failed: Tensor, K_RR: Tensor, damping: Tensor, B_RR: Tensor) -> Tensor:
     eye = torch.eye(K_RR.shape[-1], dtype=K_RR.dtype, device=K_RR.device)
     damped = K_RR[failed] + damping[failed][..., None, None] * eye
-    return B_RR.index_put((failed,), _floored_inverse(damped))
+    return B_RR.index_put((failed,), floored_inverse(damped))
 
 
-def _floored_inverse(matrix: Tensor) -> Tensor:
+def floored_inverse(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     floor = values.amax(-1, keepdim=True) * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
     inverse: Tensor = (vectors / values.maximum(floor).unsqueeze(-2)) @ vectors.mT

@@ -23,6 +23,7 @@ from influence.modules import find_modules
 from influence.score import RowScores, emit_rows, plan_scores, score_slots
 from influence.staging import to_host
 from influence.timing import PhaseTimer
+from influence.token_hessian import TokenFactors
 from influence.weights import RowWeights, row_weights
 
 COUNTERS: Final = (
@@ -130,7 +131,10 @@ class InfluenceTracer:
                 score_plan = plan_scores(batches, place_of, in_group, self._device)
             self._capture.clear()
             with timer.span("hessian_solve"):
-                weights = row_weights(rows, plan, layout, self.config)
+                factors = None
+                if self.config.hessian == "token":
+                    factors = TokenFactors.of_micro_batches(batches, place_of, self._process_group)
+                weights = row_weights(rows, plan, layout, self.config, factors)
             with timer.span("token_scoring"):
                 scores = score_slots(score_plan, weights.matrices, weights.is_finite, layout)
             with timer.span("score_aggregation"):

@@ -20,6 +20,7 @@ from influence.groups import GatheredRows, GroupPlan
 from influence.layout import FactorLayout
 from influence.solve import damping_strength, dual_weights, identity_weights, response_gram
 from influence.staging import to_device
+from influence.token_hessian import TokenFactors, solve_token_groups
 
 INTERPOLATION_TOLERANCE: Final = 0.05
 """A response's total within this fraction of its own contrast counts as interpolated."""
@@ -122,13 +123,46 @@ def solve_groups(
 
 
 def row_weights(
-    rows: GatheredRows, plan: GroupPlan, layout: FactorLayout, config: TracerConfig
+    rows: GatheredRows,
+    plan: GroupPlan,
+    layout: FactorLayout,
+    config: TracerConfig,
+    factors: TokenFactors | None = None,
 ) -> RowWeights:
-    """Solve the plan's groups and keep what scores this rank's rows. The host waits once, for the counts."""
+    """Solve the plan's groups and keep what scores this rank's rows. The host waits once, for the counts.
+
+    `factors` are needed for ``hessian=token`` alone, which makes the host wait more often.
+    """
+    if config.hessian == "token":
+        if factors is None:
+            raise ValueError("hessian=token needs the captured factors")
+        return _token_weights(rows, plan, layout, config, factors)
     weights, has_failed = _row_weights(rows, plan, layout, config, floor_failures=False)
     if has_failed:
         weights, _ = _row_weights(rows, plan, layout, config, floor_failures=True)
     return weights
+
+
+def _token_weights(
+    rows: GatheredRows, plan: GroupPlan, layout: FactorLayout, config: TracerConfig, factors: TokenFactors
+) -> RowWeights:
+    solution = solve_token_groups(rows, plan, layout, config, factors)
+    in_group = {row for group in plan.scored_groups for row in group}
+    has_group = [row in in_group for row in rows.local]
+    is_finite_nM = solution.is_finite[rows.local.start : rows.local.stop]
+    (unscored,) = to_device([[not has for has in has_group]], is_finite_nM.device)
+    is_finite_nM = is_finite_nM | (unscored != 0).unsqueeze(1)
+    has_gradient = is_finite_nM.any(1).tolist()
+    return RowWeights(
+        matrices=solution.weights,
+        is_finite=is_finite_nM,
+        total=solution.total.tolist(),
+        is_scored=[group and has for group, has in zip(has_group, has_gradient, strict=True)],
+        num_dropped=(~is_finite_nM).sum(0).tolist(),
+        num_floors=solution.num_floors,
+        num_interpolated=0,
+        effective_dof=0.0,
+    )
 
 
 def module_numbers(layout: FactorLayout, device: torch.device) -> ModuleNumbers:

@@ -89,6 +89,12 @@ def dense_scores(
                 H = config.damping * trace / size * torch.eye(D, dtype=torch.float64)
                 for j in others:
                     H = H + torch.outer(G[j], G[j])
+            if config.hessian == "token":
+                H_of = [sum(torch.outer(gt, gt) for gt in g[name][j]) for j in range(len(responses))]
+                scale = sum(float(H_of[j].trace()) for j in group) / D
+                if config.damping_mode == "trace_over_responses":
+                    scale = sum(float(G[j] @ G[j]) for j in group) / len(group)
+                H = sum((H_of[j] for j in others), config.damping * scale * torch.eye(D).double())
             for t in range(scored.num_scores):
                 scores[scored.row_id][t] += torch.linalg.solve(H, direction) @ g[name][i][t]
     return scores

@@ -52,13 +52,13 @@ def assert_same_scores(
     [
         pytest.param(*values, id="-".join(map(str, values)))
         for values in product(
-            ("response", "identity"),
+            ("response", "identity", "token"),
             ("per_prompt", "batch"),
             ("none", "accepted_minus_rejected", "advantage"),
             (True, False),
             ("trace_over_responses", "trace_over_dim"),
         )
-        if values[0] == "response" or values[4] == "trace_over_responses"
+        if values[0] != "identity" or values[4] == "trace_over_responses"
     ],
 )
 def test_scores_are_those_of_the_dense_solve(
