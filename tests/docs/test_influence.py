@@ -18,6 +18,7 @@ from influence.config import ALIASES, CHOICES
 from influence.layout import FactorLayout
 from influence.projection import projected_widths
 from influence.rundir import RunPaths, claim_attempt
+from influence.score import RowScores
 from influence.timing import PHASES
 from influence.tracer import COUNTERS
 from influence.verl_engine.fused import REASONS, WAYS
@@ -76,13 +77,18 @@ def test_the_first_example_is_as_the_page_says(first: dict[str, Any]) -> None:
     for sign in (1, -1):
         mean = scores[first["advantages"] == sign].mean(dim=0)
         assert mean.argmax() == 2, "accepted and rejected alike"
+    assert_planted_stands_out(rows)
 
 
 def test_the_planted_pattern_is_found_whatever_the_seed() -> None:
     for seed in (1, 2):
         code = FIRST.partition("\nprint(")[0].replace("manual_seed(0)", f"manual_seed({seed})")
-        mean = torch.stack([row.scores for row in run(code, {"__name__": "page"})["rows"]]).mean(dim=0)
-        assert mean.argmax() == 2
+        assert_planted_stands_out(run(code, {"__name__": "page"})["rows"])
+
+
+def assert_planted_stands_out(rows: list[RowScores]) -> None:
+    mean = torch.stack([row.scores for row in rows]).mean(dim=0)
+    assert mean[2] > 2.5 * mean[[0, 1, 3, 4, 5]].abs().max()
 
 
 def test_the_backward_fills_grad_as_it_would_without_a_tracer(first: dict[str, Any]) -> None:
