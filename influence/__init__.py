@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from influence.config import TracerConfig
+    from influence.memory import MemoryEstimate, estimate_memory
     from influence.tracer import InfluenceTracer
 
-__all__ = ["InfluenceTracer", "TracerConfig"]
+__all__ = ["InfluenceTracer", "MemoryEstimate", "TracerConfig", "estimate_memory"]
 
-_HOMES = {"InfluenceTracer": "influence.tracer", "TracerConfig": "influence.config"}
+_HOMES = {
+    "InfluenceTracer": "influence.tracer",
+    "MemoryEstimate": "influence.memory",
+    "TracerConfig": "influence.config",
+    "estimate_memory": "influence.memory",
+}
 
 
 def __getattr__(name: str) -> Any:

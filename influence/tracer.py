@@ -21,7 +21,7 @@ from influence.kernels import on_device
 from influence.micro_batch import MicroBatch, response_dtype
 from influence.modules import find_modules
 from influence.score import RowScores, emit_rows, plan_scores, score_slots
-from influence.staging import to_host
+from influence.staging import HostCopy
 from influence.timing import PhaseTimer
 from influence.token_hessian import TokenFactors
 from influence.weights import RowWeights, row_weights
@@ -139,10 +139,11 @@ class InfluenceTracer:
                 scores = score_slots(score_plan, weights.matrices, weights.is_finite, layout)
             with timer.span("score_aggregation"):
                 with timer.span("copy_to_host"):
-                    scores = to_host(scores)
+                    copy = HostCopy(scores)
                 emitted = emit_rows(
-                    batches, place_of, scores, score_plan.row_slots, weights.total, weights.is_scored
+                    batches, place_of, copy.tensor, score_plan.row_slots, weights.total, weights.is_scored
                 )
+                copy.wait()
             self._count(batches, plan, weights)
         return emitted
 

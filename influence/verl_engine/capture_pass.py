@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
@@ -72,13 +73,21 @@ class CapturePass:
         compute_dtype: torch.dtype,
         device: torch.device,
         process_group: dist.ProcessGroup | None,
+        gradients_unreduced: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        """As the engine has it.
+
+        Args:
+            compute_dtype: what the model's layers compute in.
+            gradients_unreduced: a context in which a backward reduces no gradients over the ranks.
+        """
         self._tracer = tracer
         self._config = tracer.config
         self._watch = watch
         self._tolerance = tolerance(compute_dtype)
         self._device = device
         self._process_group = process_group
+        self._gradients_unreduced = gradients_unreduced
         self._counts = Counter(dict.fromkeys(COUNTS, 0))
         self.mean_ratio: dict[int, float] = {}
         """By row id, of all rows since it was last cleared: mean ratio of the new to the old policy."""
@@ -156,7 +165,7 @@ class CapturePass:
                 with self._watch.span("captured_training"):
                     self._backward(loss)
             elif way == SHARED:
-                with self._watch.span("logprob_backward"):
+                with self._watch.span("logprob_backward"), self._gradients_unreduced():
                     handle.backward(self._objective(loss, head.log_probs, data), retain_graph=True)
             if is_stand_in or way == SEPARATE:
                 handle.discard()
@@ -177,7 +186,7 @@ class CapturePass:
         with torch.random.fork_rng(devices=devices), self._tracer.capture(grid) as handle:
             with self._watch.span("forward_1"):
                 value, _ = forward(objective)
-            with self._watch.span("logprob_backward"):
+            with self._watch.span("logprob_backward"), self._gradients_unreduced():
                 handle.backward(value)
             if is_stand_in:
                 handle.discard()

@@ -8,7 +8,8 @@ is committed, before verl saves a checkpoint of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,7 +54,12 @@ class InfluenceEngine(FSDPEngineWithLMHead):
         self._tracer = InfluenceTracer(self.module, self._output.tracer_config, self._process_group())
         self._watch = Stopwatch(on_gpu=get_device_name() == "cuda")
         self._capture = CapturePass(
-            self._tracer, self._watch, self._autocast_dtype, _device(), self._process_group()
+            self._tracer,
+            self._watch,
+            self._autocast_dtype,
+            _device(),
+            self._process_group(),
+            self._gradients_unreduced,
         )
         self._begin_step()
 
@@ -69,6 +75,25 @@ class InfluenceEngine(FSDPEngineWithLMHead):
         self._rows = StepRows()
         self._capture.mean_ratio.clear()
         self._started_s: float | None = None
+
+    @contextmanager
+    def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
+        """verl's own, which has the last micro-batch reduce the gradients of all; remembers which it is."""
+        with super()._gradient_sync_context(is_last_micro_batch=is_last_micro_batch):
+            self._is_last_micro_batch = is_last_micro_batch
+            yield
+
+    @contextmanager
+    def _gradients_unreduced(self) -> Iterator[None]:
+        """Inside, a backward reduces no gradients, not even those that earlier micro-batches accumulated.
+
+        Reduced before the last micro-batch's are added, they would be rounded otherwise than without tracing.
+        """
+        if self._is_last_micro_batch:
+            with super()._gradient_sync_context(is_last_micro_batch=False):
+                yield
+        else:  # so it is already
+            yield
 
     def train_batch(self, data: Any, loss_function: Callable[..., Any]) -> Any:
         """One mini-batch; the step's last one also scores and commits, and reports the step's metrics."""

@@ -43,7 +43,9 @@ def as_batch(rows: list[Response], scenario: dict[str, Any]) -> Any:
             "loss_mask": nest(masks),
             "old_log_probs": nest([torch.tensor(r.old_log_probs) for r in rows]),
             "advantages": nest([torch.full((len(r.response),), r.advantage) for r in rows]),
-            "ref_log_prob": nest([torch.tensor(r.old_log_probs) - 0.3 for r in rows]),
+            "ref_log_prob": nest(
+                [torch.tensor(r.old_log_probs) - 0.1 * torch.arange(len(r.response)) for r in rows]
+            ),
             "rm_scores": nest([torch.tensor([0.0] * (len(r.response) - 1) + [r.reward]) for r in rows]),
             "uid": NonTensorStack(*[r.uid for r in rows]),
             "index": torch.tensor([r.prompt_index for r in rows]),
