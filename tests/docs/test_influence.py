@@ -15,6 +15,7 @@ import yaml
 
 from influence import TracerConfig
 from influence.config import ALIASES, CHOICES
+from influence.kernels import SLOT_ALIGNMENT
 from influence.layout import FactorLayout
 from influence.projection import projected_widths
 from influence.rundir import RunPaths, claim_attempt
@@ -27,7 +28,7 @@ from tests.rundir.steps import SPEC, STORE, step_arrays
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "influence.md").read_text()
-FIRST, SHARED, READING = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+FIRST, SHARED, READING, MEMORY = re.findall(r"(?s)```python\n(.*?)```", PAGE)
 OPTIONS = {
     cells[0].strip("`"): cells[1:]
     for cells in (
@@ -144,6 +145,14 @@ def test_the_step_is_read_as_the_page_reads_it(
     assert np.isnan(names["table"][1, 2:]).all()
     assert not np.isnan(names["table"][1, :2]).any()
     assert names["options"] == {"damping": 0.1, "modules": ["q_proj"]}
+
+
+def test_the_memory_is_what_the_page_shows(first: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = run(MEMORY, dict(first))["estimate"]
+    assert f"    {capsys.readouterr().out.strip()}" == PAGE.partition(MEMORY)[2].split("\n")[2]
+    for name in set(re.findall(r"`([a-z_]+_bytes)`", PAGE)):
+        assert getattr(estimate, name) > 0
+    assert f"a multiple of {SLOT_ALIGNMENT})" in PAGE
 
 
 def commit_step(run_dir: Path) -> None:
