@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from influence.capture import ActivationCapture, CaptureError, MicroBatchCapture
 from influence.config import InfluenceWarning, TracerConfig
 from influence.groups import GroupPlan, gather_rows, plan_groups
+from influence.handle import GradientScale
 from influence.kernels import on_device
+from influence.launched_weights import launch_row_weights
 from influence.micro_batch import MicroBatch, response_dtype
 from influence.modules import find_modules
 from influence.score import RowScores, emit_rows, plan_scores, score_slots
 from influence.staging import HostCopy
 from influence.timing import PhaseTimer
 from influence.token_hessian import TokenFactors
-from influence.weights import RowWeights, row_weights
+from influence.weights import RowWeights
 
 COUNTERS: Final = (
     "micro_batches",
@@ -83,7 +85,7 @@ class InfluenceTracer:
 
     @contextmanager
     def capture(
-        self, row_ids: Tensor, gradient_scale: Mapping[int, float] | Sequence[float] | Tensor | None = None
+        self, row_ids: Tensor, gradient_scale: GradientScale | None = None
     ) -> Iterator[MicroBatchCapture]:
         """Capture one micro-batch: run the forward and the backward of the objective inside.
 
@@ -134,12 +136,15 @@ class InfluenceTracer:
                 factors = None
                 if self.config.hessian == "token":
                     factors = TokenFactors.of_micro_batches(batches, place_of, self._process_group)
-                weights = row_weights(rows, plan, layout, self.config, factors)
+                launched = launch_row_weights(rows, plan, layout, self.config, factors)
             with timer.span("token_scoring"):
-                scores = score_slots(score_plan, weights.matrices, weights.is_finite, layout)
+                scores = score_slots(score_plan, launched.matrices, launched.is_finite, layout)
             with timer.span("score_aggregation"):
                 with timer.span("copy_to_host"):
                     copy = HostCopy(scores)
+                weights = launched.finish()
+                if weights.matrices is not launched.matrices:  # a system had to be solved in another way
+                    copy = HostCopy(score_slots(score_plan, weights.matrices, weights.is_finite, layout))
                 emitted = emit_rows(
                     batches, place_of, copy.tensor, score_plan.row_slots, weights.total, weights.is_scored
                 )

@@ -182,22 +182,19 @@ def _row_weights(
     """The weights, and whether a system failed (which they need not show, with `floor_failures` off)."""
     num_local, num_modules, device = len(rows.local), len(layout.places), rows.gradients.device
     module_order = np.argsort([index for kind in layout.classes for index in kind.members])
-    tables = [_stack_tables(stack, rows) for stack in plan.stacks]
-    columns: list[ArrayLike] = [
-        module_order,
-        *_module_columns(layout),
-        *(column for table in tables for column in table),
-    ]
+    stacks = [_Stack.of(stack, rows.local) for stack in plan.stacks]
+    contrast = np.asarray(rows.contrast, dtype=np.float64)
+    columns: list[ArrayLike] = [module_order, *_module_columns(layout)]
+    for stack in stacks:
+        columns += [stack.rows, contrast[stack.rows], stack.places, stack.local]
     order_M, dim_M, scale_M, *staged = to_device(columns, device)
     modules = ModuleNumbers(dim_M, scale_M)
 
     M_nD = rows.gradients.new_zeros(num_local, layout.gradient_dim)
     is_finite_nM = torch.ones(num_local, num_modules, dtype=torch.bool, device=device)
-    total_n = torch.zeros(num_local, dtype=torch.float64, device=device)
-    counts_3 = torch.zeros(3, dtype=torch.float64, device=device)
-    has_failed = torch.zeros(1, dtype=torch.float64, device=device)
-    for index in range(len(tables)):
-        rows_NR, contrast_NR, is_counted_N, from_L, to_L = staged[5 * index : 5 * index + 5]
+    noticed: list[Tensor] = []
+    for index in range(len(stacks)):
+        rows_NR, contrast_NR, places_L, local_L = staged[4 * index : 4 * index + 4]
         solution = solve_groups(
             rows.gradients[rows_NR],
             contrast_NR,
@@ -206,43 +203,63 @@ def _row_weights(
             modules=modules,
             floor_failures=floor_failures,
         )
-        M_nD[to_L] = solution.weights.flatten(0, 1)[from_L]
-        is_finite_nM[to_L] = solution.is_finite[order_M].flatten(1).T[from_L]
-        total_n[to_L] = solution.total.flatten()[from_L]
-        interpolated_N = solution.is_interpolated.double().mean(0) > 0.5
-        noticed_N3 = [solution.used_floor.sum(0), interpolated_N, solution.effective_dof.mean(0)]
-        counts_3 += torch.stack([column * is_counted_N.double() for column in noticed_N3]).sum(1)
-        has_failed += solution.used_floor.any()
-    read = torch.cat(
-        [has_failed, counts_3, total_n, is_finite_nM.any(1).double(), (~is_finite_nM).sum(0).double()]
-    ).tolist()
-    has_gradient, num_dropped = read[4 + num_local : 4 + 2 * num_local], read[4 + 2 * num_local :]
-    in_group = {row for stack in plan.stacks for members in stack for row in members}
+        M_nD[local_L] = solution.weights.flatten(0, 1)[places_L]
+        is_finite_nM[local_L] = solution.is_finite[order_M].flatten(1).T[places_L]
+        of_modules = (solution.used_floor, solution.is_interpolated, solution.effective_dof)
+        noticed += [column_MN.sum(0, dtype=torch.float64) for column_MN in of_modules]
+        noticed.append(solution.total.flatten())
+
+    # Sums over modules and rows, read at once and made sense of by the host: launches cost more than numbers.
+    num_finite = [is_finite_nM.sum(dim, dtype=torch.float64) for dim in (0, 1)]
+    read = iter(np.split(*_on_host([*num_finite, *noticed])))
+    num_finite_M, num_finite_n = next(read), next(read)
+    total_n, is_scored_n = np.zeros(num_local), np.zeros(num_local, dtype=np.bool_)
+    num_floors = num_interpolated = effective_dof = 0.0
+    has_failed = False
+    for stack in stacks:
+        floors_N, interpolated_N, dof_N, total_NS = (next(read) for _ in range(4))
+        total_n[stack.local], is_scored_n[stack.local] = total_NS[stack.places], True
+        has_failed |= bool(floors_N.any())
+        num_floors += floors_N[stack.is_counted].sum()
+        num_interpolated += (interpolated_N[stack.is_counted] > num_modules / 2).sum()
+        effective_dof += dof_N[stack.is_counted].sum() / num_modules
     return RowWeights(
         matrices=M_nD,
         is_finite=is_finite_nM,
-        total=read[4 : 4 + num_local],
-        is_scored=[row in in_group and bool(has) for row, has in zip(rows.local, has_gradient, strict=True)],
-        num_dropped=[int(count) for count in num_dropped],
-        num_floors=int(read[1]),
-        num_interpolated=int(read[2]),
-        effective_dof=read[3],
-    ), bool(read[0])
+        total=total_n.tolist(),
+        is_scored=(is_scored_n & (num_finite_n > 0)).tolist(),
+        num_dropped=[num_local - int(count) for count in num_finite_M],
+        num_floors=int(num_floors),
+        num_interpolated=int(num_interpolated),
+        effective_dof=float(effective_dof),
+    ), has_failed
 
 
-def _stack_tables(stack: Sequence[Sequence[int]], rows: GatheredRows) -> list[NDArray[np.generic]]:
-    """Of N groups of R rows: rows [N, R], contrasts [N, R], 1 where counted [N]; and of the local ones of the
-    N R their places [L] and, among this rank's rows, [L]."""
-    rows_NR = np.asarray(stack, dtype=np.int64)
-    flat = rows_NR.reshape(-1)
-    from_L = np.flatnonzero((flat >= rows.local.start) & (flat < rows.local.stop))
-    return [
-        rows_NR,
-        np.asarray(rows.contrast, dtype=np.float64)[rows_NR],
-        (rows_NR[:, 0] >= rows.local.start) & (rows_NR[:, 0] < rows.local.stop),
-        from_L,
-        flat[from_L] - rows.local.start,
-    ]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stack:
+    """N groups of R rows, of which L are local."""
+
+    rows: NDArray[np.int64]
+    """[N, R], among all rows."""
+    is_counted: NDArray[np.bool_]
+    """[N]: this rank has the group's first row."""
+    places: NDArray[np.int64]
+    """[L], of the local ones among the N R."""
+    local: NDArray[np.int64]
+    """[L], of the same among this rank's rows."""
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[int]], local: range) -> _Stack:
+        rows_NR = np.asarray(groups, dtype=np.int64)
+        is_local_NR = (rows_NR >= local.start) & (rows_NR < local.stop)
+        places_L = np.flatnonzero(is_local_NR)
+        return cls(rows_NR, is_local_NR[:, 0], places_L, rows_NR.reshape(-1)[places_L] - local.start)
+
+
+def _on_host(parts: Sequence[Tensor]) -> tuple[NDArray[np.float64], list[int]]:
+    """Vectors put together in one copy, for which the host waits, and where each but the first starts."""
+    starts = np.cumsum([part.numel() for part in parts])[:-1].tolist()
+    return np.asarray(torch.cat(list(parts)).tolist(), dtype=np.float64), starts
 
 
 def blocks_of_one_dim(layout: FactorLayout) -> list[tuple[int, int, int]]:

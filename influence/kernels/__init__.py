@@ -22,6 +22,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -40,10 +41,14 @@ __all__ = [
     "project",
     "response_gradients",
     "score",
+    "solves_groups",
     "token_tiles",
 ]
 
 KERNELS_VARIABLE = "INFL_KERNELS"
+
+MOST_GROUP_ROWS: Final = 64
+"""Responses of a group whose system fits the registers of a kernel."""
 
 
 @torch.no_grad()
@@ -115,6 +120,12 @@ def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]
 
         return inverse_on_gpu(gram_BRR, damping_B)
     return plain.damped_inverse(gram_BRR, damping_B)
+
+
+def solves_groups(gradients: Tensor, num_rows: int) -> bool:
+    """Whether groups of so many responses are solved by `influence.kernels.gpu.group_solve`."""
+    is_fit = gradients.is_cuda and gradients.dtype == torch.float32 and num_rows <= MOST_GROUP_ROWS
+    return is_fit and _may_use_kernels()
 
 
 def _has_kernel(factors: Tensor) -> bool:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 from influence import InfluenceTracer, TracerConfig
 from influence.score import RowScores
 from tests.influence.reference_run import ReferenceResponse, reference_scores
+from tests.influence.separate_layers import SeparateLayers
 
 # Projected to 2 x 3, 1 x 2, ..., so that there are more dimensions than responses and fewer.
 WIDTHS = {
@@ -27,29 +27,7 @@ WIDTHS = {
 pytestmark = pytest.mark.filterwarnings("ignore::influence.config.InfluenceWarning")
 
 
-class SeparateLayers(nn.Module):
-    """Linear layers side by side: what each is fed and what gradient it gets are free to choose."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, (d_in, d_out) in WIDTHS.items():
-            parent: nn.Module = self
-            *path, last = name.split(".")
-            for part in path:
-                if not hasattr(parent, part):
-                    parent.add_module(part, nn.Module())
-                parent = parent.get_submodule(part)
-            parent.add_module(last, nn.Linear(d_in, d_out, bias=False, dtype=torch.float64))
-
-    def objective(self, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]) -> Tensor:
-        """Its gradient with respect to each layer's output is the given one."""
-        return sum(
-            ((self.get_submodule(name)(x) * output_gradients[name]).sum() for name, x in inputs.items()),
-            torch.zeros(()).double(),
-        )
-
-
-MODEL = SeparateLayers()
+MODEL = SeparateLayers(WIDTHS)
 
 
 def draw(prompts: list[int], accepted: list[bool], seed: int) -> list[ReferenceResponse]:

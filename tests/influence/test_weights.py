@@ -9,7 +9,7 @@ from torch import Tensor
 from influence.config import TracerConfig
 from influence.groups import GatheredRows, plan_groups
 from influence.layout import FactorLayout
-from influence.weights import RowWeights, row_weights, solve_groups
+from influence.weights import RowWeights, blocks_of_one_dim, row_weights, solve_groups
 
 # Two accepted responses alike, two rejected responses alike, the two kinds orthogonal.
 G_RD = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], dtype=torch.float64)
@@ -38,6 +38,37 @@ def test_a_response_that_is_not_finite_hides_no_interpolation() -> None:
     G = G_RD.clone()
     G[3, 0] = torch.nan
     assert interpolated(G)
+
+
+def test_systems_that_fail_are_solved_again_with_a_floor() -> None:
+    # Four equal rows, and a damping below the rounding of their Gram matrix.
+    G_ND = torch.full((4, 3), 0.1, dtype=torch.float64)
+    config = TracerConfig(damping=1e-30, exclude_self=False)
+    contrast = [1.0] * 4
+    rows = GatheredRows([0] * 4, contrast, range(4), G_ND)
+    weights = row_weights(rows, plan_groups(rows.groups, contrast, rows.local, config), ONE_MODULE, config)
+    assert weights.num_floors == 1
+    # Equal gradients fit equal contrasts, but for what rounding leaves in the other directions.
+    assert weights.total == pytest.approx([1.0] * 4, rel=0.1)
+
+
+def test_modules_are_named_in_their_order_and_not_by_shape() -> None:
+    # Classes are (1, 2): modules 0 and 2, then (1, 3): module 1.
+    layout = FactorLayout.of_shapes([(1, 2), (1, 3), (1, 2)])
+    torch.manual_seed(0)
+    G_ND = torch.randn(4, 7)
+    G_ND[2, layout.places[1].gradient_start + 1] = torch.inf
+    rows = GatheredRows([0] * 4, [1.0, -1.0, 1.0, -1.0], range(4), G_ND)
+    config = TracerConfig()
+    weights = row_weights(rows, plan_groups(rows.groups, rows.contrast, rows.local, config), layout, config)
+    assert (~weights.is_finite).nonzero().tolist() == [[2, 1]]
+    assert weights.num_dropped == [0, 1, 0]
+
+
+def test_neighbouring_shapes_of_one_size_are_solved_together() -> None:
+    layout = FactorLayout.of_shapes([(2, 3), (1, 4), (3, 2), (6, 1), (2, 2), (2, 3)])
+    # By class: (2, 3) twice, (1, 4), (3, 2), (6, 1), (2, 2).
+    assert blocks_of_one_dim(layout) == [(0, 2, 6), (12, 1, 4), (16, 2, 6), (28, 1, 4)]
 
 
 def on_rank_with_rows(local: range, config: TracerConfig, contrast: list[float]) -> RowWeights:

@@ -7,7 +7,6 @@ a thousand systems of 16 takes longer than all else that is done with them.
 
 from __future__ import annotations
 
-
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +15,12 @@ from torch import Tensor
 
 @triton.jit
 def _damped_inverse_kernel(
-    gram: tl.tensor, damping: tl.tensor, inverse: tl.tensor, failed: tl.tensor, num_rows: tl.tensor, BLOCK_R: tl.constexpr
+    gram: tl.tensor,
+    damping: tl.tensor,
+    inverse: tl.tensor,
+    failed: tl.tensor,
+    num_rows: tl.tensor,
+    BLOCK_R: tl.constexpr,
 ) -> None:
     system = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
@@ -56,7 +60,7 @@ def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]
             failed,
             num_rows,
             BLOCK_R=block,
-            num_warps=max(1, block // 8 // 4 * 2) if block > 16 else 1,
+            num_warps={32: 2, 64: 4}.get(block, 1),
         )
     else:
         failed.zero_()

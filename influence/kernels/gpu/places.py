@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class ClassPlaces:
     num_modules: int
     table: Tensor
     """int32 [num_modules, 4]: first row of v, first row of u, first number of the gradient, module."""
+    alignment: int
+    """A power of two that divides where each row of each module's gradient starts, at most 16."""
 
 
 _places: dict[tuple[int, torch.device], tuple[FactorLayout, tuple[ClassPlaces, ...]]] = {}
@@ -47,6 +50,17 @@ def _class_places(layout: FactorLayout, device: torch.device) -> tuple[ClassPlac
         ]
         table = on_device(np.array(rows, dtype=np.int32), device)
         classes.append(
-            ClassPlaces(shape_class.k_out, shape_class.k_in, shape_class.scale, len(places), table)
+            ClassPlaces(
+                k_out=shape_class.k_out,
+                k_in=shape_class.k_in,
+                scale=shape_class.scale,
+                num_modules=len(places),
+                table=table,
+                alignment=_alignment(rows, shape_class.k_in),
+            )
         )
     return tuple(classes)
+
+
+def _alignment(rows: list[tuple[int, int, int, int]], k_in: int) -> int:
+    return gcd(16, k_in, *(gradient_start for _, _, gradient_start, _ in rows))

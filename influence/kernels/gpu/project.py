@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,8 +23,8 @@ def _project_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ) -> None:
-    slot = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    row = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    slot = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    row = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     token = tl.load(source + slot, mask=slot < num_slots, other=-1)
     is_token = token >= 0
     values_of = values + token.to(tl.int64)[:, None] * values_stride
@@ -48,24 +47,15 @@ def _project_kernel(
     )
 
 
-def project(
-    values_TX: Tensor,
-    signs_KX: Tensor,
-    source_W: Tensor,
-    out_KW: Tensor,
-    block_w: int = 64,
-    block_x: int = 128,
-    num_warps: int = 4,
-    num_stages: int = 4,
-    max_block_k: int = 128,
-) -> None:
+def project(values_TX: Tensor, signs_KX: Tensor, source_W: Tensor, out_KW: Tensor) -> None:
     """See `influence.kernels.project`."""
     k, width = signs_KX.shape
     num_slots = source_W.shape[0]
     if not num_slots:
         return
-    block_k = min(max_block_k, max(16, triton.next_power_of_2(k)))
-    _project_kernel[(triton.cdiv(num_slots, block_w), triton.cdiv(k, block_k))](
+    block_k = min(128, max(16, triton.next_power_of_2(k)))
+    block_w, num_warps, num_stages = (64, 4, 5) if block_k <= 64 else (128, 8, 4)
+    _project_kernel[(triton.cdiv(k, block_k), triton.cdiv(num_slots, block_w))](
         values_TX,
         signs_KX,
         source_W,
@@ -78,7 +68,7 @@ def project(
         width=width,
         BLOCK_K=block_k,
         BLOCK_W=block_w,
-        BLOCK_X=block_x,
+        BLOCK_X=64,
         num_warps=num_warps,
         num_stages=num_stages,
     )

@@ -65,7 +65,12 @@ def _segment_gradients_kernel(
 
 @triton.jit
 def _add_segments_kernel(
-    partial: tl.tensor, segment_offsets: tl.tensor, out: tl.tensor, out_stride: tl.tensor, gradient_dim: tl.tensor, BLOCK_D: tl.constexpr
+    partial: tl.tensor,
+    segment_offsets: tl.tensor,
+    out: tl.tensor,
+    out_stride: tl.tensor,
+    gradient_dim: tl.tensor,
+    BLOCK_D: tl.constexpr,
 ) -> None:
     row = tl.program_id(1)
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -83,23 +88,16 @@ def response_gradients(
     row_slots: RowSlots,
     layout: FactorLayout,
     out_RD: Tensor,
-    block_w: int = 128,
-    num_stages: int = 3,
-    max_block: int = 128,
-    num_warps: int = 4,
-    segment_slots: int = SEGMENT_SLOTS,
 ) -> None:
     """See `influence.kernels.response_gradients`."""
     if not row_slots:
         return
-    segments, offsets = _segments(row_slots, segment_slots)
+    segments, offsets = _segments(row_slots)
     table = on_device(np.concatenate([segments.reshape(-1), offsets]), factors_FW.device)
     segment_table, offset_table = table[: segments.size], table[segments.size :]
     partial = torch.empty((len(segments), layout.gradient_dim), dtype=torch.float32, device=factors_FW.device)
     for places in class_places(layout, factors_FW.device) if len(segments) else ():
-        block_o, block_i = (
-            min(max_block, max(16, triton.next_power_of_2(k))) for k in (places.k_out, places.k_in)
-        )
+        block_o, block_i = (min(128, max(16, triton.next_power_of_2(k))) for k in (places.k_out, places.k_in))
         num_blocks = triton.cdiv(places.k_out, block_o) * triton.cdiv(places.k_in, block_i)
         _segment_gradients_kernel[(len(segments), places.num_modules, num_blocks)](
             factors_FW,
@@ -113,9 +111,9 @@ def response_gradients(
             k_in=places.k_in,
             BLOCK_O=block_o,
             BLOCK_I=block_i,
-            BLOCK_W=block_w,
-            num_warps=num_warps if block_o * block_i > 256 else 1,
-            num_stages=num_stages,
+            BLOCK_W=128,
+            num_warps=4 if block_o * block_i > 256 else 1,
+            num_stages=3,
         )
     _add_segments_kernel[(triton.cdiv(layout.gradient_dim, 512), len(row_slots))](
         partial, offset_table, out_RD, out_RD.stride(0), layout.gradient_dim, BLOCK_D=512, num_warps=4
@@ -123,12 +121,12 @@ def response_gradients(
 
 
 def _segments(
-    row_slots: RowSlots, segment_slots: int
+    row_slots: RowSlots,
 ) -> tuple[np.ndarray[Any, np.dtype[np.int32]], np.ndarray[Any, np.dtype[np.int32]]]:
     """int32 [S, 2] first and end slots of segments, and int32 [R + 1] offsets of the rows' segments."""
     first, end = np.array(row_slots, dtype=np.int32).reshape(-1, 2).T
-    counts = -((first - end) // segment_slots)
+    counts = -((first - end) // SEGMENT_SLOTS)
     offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
     row = np.repeat(np.arange(counts.size), counts)
-    start = first[row] + (np.arange(row.size) - offsets[row]) * segment_slots
-    return np.stack([start, np.minimum(start + segment_slots, end[row])], axis=1).astype(np.int32), offsets
+    start = first[row] + (np.arange(row.size) - offsets[row]) * SEGMENT_SLOTS
+    return np.stack([start, np.minimum(start + SEGMENT_SLOTS, end[row])], axis=1).astype(np.int32), offsets
