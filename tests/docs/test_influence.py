@@ -20,7 +20,7 @@ from influence.layout import FactorLayout
 from influence.projection import projected_widths
 from influence.rundir import RunPaths, claim_attempt
 from influence.score import RowScores
-from influence.timing import PHASES
+from influence.timing import PARTS, PHASES
 from influence.tracer import COUNTERS
 from influence.verl_engine.fused import REASONS, WAYS
 from launcher.presets import PresetLibrary
@@ -231,7 +231,7 @@ def test_every_metric_exists() -> None:
     (in_place,) = re.findall(r'(?m)^IN_PLACE: Final = "([a-z_]+)"', source)
     fractions = {f"{way}_fraction" for way in (*WAYS, "on_policy")}
     assert set(named) == {*COUNTERS, *fractions, *(f"fallback_{reason}" for reason in (*REASONS, in_place))}
-    assert all(f"`{phase}`" in PAGE for phase in PHASES)
+    assert all(f"`{phase}`" in PAGE for phase in (*PHASES, *PARTS))
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", PAGE))
