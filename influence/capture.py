@@ -1,128 +1,182 @@
 """Hooks that record, for every traced layer and captured token, the projected input and output gradient.
 
-A forward hook projects a layer's input and hangs a hook on its *output*; when the gradient arrives there,
-it is projected too and the pair is kept. So only a forward whose graph is really differentiated counts,
-and both kinds of gradient checkpointing are right: reentrant checkpointing runs its first forward without
-a graph, and the recomputed forward of the other kind is never differentiated. Each call of a layer has a
-pair of its own. The hooks return nothing and add nothing to the model: gradients stay bitwise equal.
+A forward hook takes a layer's input and hangs a hook on its *output*; when the gradient arrives there, the
+pair counts. So only a forward whose graph is really differentiated counts, and both kinds of gradient
+checkpointing are right: with the reentrant kind the first forward has no graph, and with the other kind it
+is the first forward that is differentiated and the recomputed one that is not. Each is projected once: an
+ordinary forward projects its inputs as they come, a recomputation (a forward inside a backward) only keeps a
+reference and projects when a gradient asks for it. The hooks return nothing and add nothing to the model:
+gradients stay bitwise equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from influence.modules import TracedModule, by_shape
+from influence.layout import FactorLayout
+from influence.micro_batch import FactorStore, MicroBatch, storage_dtype
+from influence.modules import TracedModule
+from influence.projection import Side
+from influence.roots import first_edges
+from influence.selection import TokenSelection, select_tokens
 
 
 class CaptureError(RuntimeError):
     """What ran inside ``capture()`` cannot be traced rightly; the message names the layer or the row."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenSelection:
-    """The captured tokens of a micro-batch, the tokens of a row together (T of them, R rows)."""
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class _Input:
+    """An input and the modules that were called with it, one after another."""
 
-    num_tokens: int
-    """Of the whole grid, captured or not."""
-    row_ids: tuple[int, ...]
-    """R ids, increasing."""
-    row_offsets: tuple[int, ...]
-    """R + 1 offsets into the T tokens."""
-    token_index: Tensor
-    """int64 [T], CPU: where the tokens lie in the flattened grid."""
-    positions: Tensor
-    """int64 [T], CPU: a token's index among its row's tokens before capping."""
+    seen: weakref.ref[Tensor]
+    version: int
+    is_recomputed: bool
+    modules: range
+    kept: Tensor | None
+    """The input itself, where its projection waits for a gradient."""
+    projected: range = range(0)
+    """The modules whose rows of v hold its projection, in the factors of their call `number`."""
+    number: int = 0
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CapturedClass:
-    """What a micro-batch gave for the C modules of one shape (O = k_out, I = k_in); E calls of them in all.
-
-    u and v are projected by signs alone; G carries the scale of both sides.
-    """
-
-    u: Tensor
-    """[E, T, O], output gradients."""
-    v: Tensor
-    """[E, T, I], inputs."""
-    module_of_call: tuple[int, ...]
-    """E indices into the C modules."""
-    gradients: Tensor
-    """[C, R, O, I]: G of the R responses, in float32 (float64 for a float64 model)."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch:
-    """The tokens of one ``capture()`` and what was recorded of them, by class of module shape."""
-
-    selection: TokenSelection
-    classes: tuple[CapturedClass, ...]
+    def is_of(self, value: Tensor) -> bool:
+        return self.seen() is value and self.version == value._version
 
 
 @dataclass(slots=True, eq=False)
-class _OpenMicroBatch:
-    selection: TokenSelection
-    calls: list[list[tuple[Tensor, Tensor]]]
-    """By module: the pairs (u_TO, v_TI) whose gradient has arrived."""
-    num_forwards: int = 0
-    is_open: bool = True
-    _index_on: dict[torch.device, Tensor] = field(default_factory=dict)
+class _Call:
+    """A call of a module that has a graph."""
 
-    def index_on(self, device: torch.device) -> Tensor:
-        if device not in self._index_on:
-            self._index_on[device] = self.selection.token_index.to(device)
-        return self._index_on[device]
+    module: int
+    input: _Input
+    number: int | None = None
+    """Of the factors that hold it; None until its input is projected."""
 
 
-def select_tokens(row_ids: Tensor, max_tokens_per_row: int = -1) -> TokenSelection:
-    """Sort the captured tokens of a grid by row, and cap each row at n evenly spaced tokens.
+class MicroBatchCapture:
+    """A micro-batch while it is captured: what ``with tracer.capture(row_ids) as micro_batch`` gives."""
 
-    `row_ids` is an int64 grid (batch, seq), or (1, tokens) when packed, with the row of each token and -1
-    where nothing is captured. Of a row's L > n tokens those at ``(2 i + 1) L // (2 n)`` are kept, the
-    middles of n equal stretches. A grid on an accelerator is copied to the CPU, which waits for it.
+    def __init__(self, selection: TokenSelection, layout: FactorLayout) -> None:
+        self._selection = selection
+        self._layout = layout
+        self._gradient_scale: Tensor | None = None
+        self._edges: list[GradientEdge] = []
+        self._store: FactorStore | None = None
+        self._last_input: weakref.ref[_Input] | None = None
+        self._num_forwards = 0
+        self._is_open = True
+        self._is_sealed = False
+        """Nothing more is recorded."""
+        self._is_discarded = False
 
-    Raises ValueError for another type, another number of dimensions, or an id below -1.
-    """
-    if row_ids.dtype != torch.int64 or row_ids.dim() != 2:
-        raise ValueError(
-            f"row_ids must be an int64 grid (batch, seq) or (1, tokens), "
-            f"not {row_ids.dtype} {tuple(row_ids.shape)}"
+    @property
+    def row_ids(self) -> tuple[int, ...]:
+        """The captured rows, increasing."""
+        return self._selection.row_ids
+
+    @property
+    def gradient_scale(self) -> Tensor | None:
+        """float64 [R], or None: what a row's captured gradients are multiplied by.
+
+        For an objective whose gradient is that of the loss which runs anyway, times a number for each row.
+        Set it, until the block ends, to a mapping from row id to number, or to one number a row by
+        increasing row id.
+
+        Raises ValueError where a row has no number or one that is not finite.
+        """
+        return self._gradient_scale
+
+    @gradient_scale.setter
+    def gradient_scale(self, scale: Mapping[int, float] | Sequence[float] | Tensor | None) -> None:
+        self._check_open()
+        self._gradient_scale = None if scale is None else _scale_of_rows(scale, self.row_ids)
+
+    @property
+    def roots(self) -> list[GradientEdge]:
+        """By what to differentiate the objective, so that all traced outputs get a gradient and no weight.
+
+        To be passed to `torch.autograd.grad` as inputs, after the forward: see `backward`.
+        """
+        self._check_open()
+        if not self._edges:
+            raise CaptureError(
+                "the traced layers have no graph before the backward: run the forward inside capture(), and "
+                "use_reentrant=False where it is checkpointed"
+            )
+        return first_edges(self._edges)
+
+    def backward(self, objective: Tensor, retain_graph: bool = False) -> None:
+        """Capture the gradients of `objective`; compute none of a weight, and leave every ``.grad`` alone.
+
+        What other backward passes send through the same layers is not recorded from then on, so that with
+        ``retain_graph=True`` a training loss can share the forward: run its backward afterwards.
+
+        Raises CaptureError before a forward, and with reentrant checkpointing, which cannot do this.
+        """
+        roots = self.roots
+        self._is_sealed = self._is_discarded
+        try:
+            torch.autograd.grad(objective, roots, retain_graph=retain_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise CaptureError(
+                    "backward() of a micro-batch cannot pass reentrant checkpoints; use use_reentrant=False"
+                ) from error
+            raise
+        finally:
+            self._is_sealed = True
+
+    def discard(self) -> None:
+        """Drop what was recorded and record nothing more; the rows can be captured again afterwards."""
+        self._check_open()
+        self._is_discarded = self._is_sealed = True
+        self._store = None
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise CaptureError("this micro-batch is captured; set and use it inside its capture()")
+
+    def _store_for(self, output: Tensor) -> FactorStore:
+        if self._store is None:
+            self._store = FactorStore(self._selection, self._layout, output.device)
+        if self._store.dtype is None:
+            self._store.dtype = storage_dtype(output.dtype)
+        return self._store
+
+    def _input_of(self, module: int, value: Tensor, is_recomputed: bool) -> _Input:
+        last = self._last_input() if self._last_input is not None else None
+        if (
+            last is not None
+            and last.is_of(value)
+            and last.is_recomputed == is_recomputed
+            and last.modules.stop == module
+        ):
+            last.modules = range(last.modules.start, module + 1)
+            return last
+        first = _Input(
+            weakref.ref(value),
+            value._version,
+            is_recomputed,
+            range(module, module + 1),
+            value.detach() if is_recomputed else None,
         )
-    flat = row_ids.detach().reshape(-1).cpu()
-    if flat.numel() and int(flat.min()) < -1:
-        raise ValueError(f"row_ids holds {int(flat.min())}; ids are 0 or greater, and -1 is 'not captured'")
-    index = (flat >= 0).nonzero().squeeze(1)
-    index = index[torch.argsort(flat[index], stable=True)]
-    ids, lengths = torch.unique_consecutive(flat[index], return_counts=True)
-    starts = (lengths.cumsum(0) - lengths).tolist()
-    kept, positions, offsets = [], [], [0]
-    for start, length in zip(starts, lengths.tolist(), strict=True):
-        position = _evenly_spaced(length, max_tokens_per_row)
-        kept.append(index[start + position])
-        positions.append(position)
-        offsets.append(offsets[-1] + position.numel())
-    empty = torch.empty(0, dtype=torch.int64)
-    return TokenSelection(
-        num_tokens=flat.numel(),
-        row_ids=tuple(ids.tolist()),
-        row_offsets=tuple(offsets),
-        token_index=torch.cat([empty, *kept]),
-        positions=torch.cat([empty, *positions]),
-    )
+        # Weak, so that no input outlives the hooks on the outputs that were made of it.
+        self._last_input = weakref.ref(first)
+        return first
 
-
-def _evenly_spaced(length: int, most: int) -> Tensor:
-    if most < 0 or length <= most:
-        return torch.arange(length)
-    return (2 * torch.arange(most) + 1) * length // (2 * most)
+    def _close(self) -> None:
+        self._is_open, self._is_sealed = False, True
+        self._edges.clear()
+        self._last_input = None
 
 
 class ActivationCapture:
@@ -132,13 +186,16 @@ class ActivationCapture:
         self, modules: Sequence[TracedModule], dtype: torch.dtype, max_tokens_per_row: int = -1
     ) -> None:
         self._modules = tuple(modules)
-        self._shape_classes = by_shape(modules)
+        self.layout = FactorLayout.of_shapes([module.shape for module in modules])
         self._dtype = dtype
         self._max_tokens_per_row = max_tokens_per_row
-        self._open: _OpenMicroBatch | None = None
+        self._open: MicroBatchCapture | None = None
         self.micro_batches: list[MicroBatch] = []
         """Recorded since the last `clear`."""
         self._rows_seen: set[int] = set()
+        self._shares_previous = [False] * len(self._modules)
+        """By module: whether it was last called with the very input of the module before it."""
+        self._stacked_signs: dict[tuple[range, torch.device, torch.dtype], Tensor] = {}
         self._handles = [
             traced.module.register_forward_hook(partial(self._on_forward, index), with_kwargs=True)
             for index, traced in enumerate(self._modules)
@@ -160,7 +217,9 @@ class ActivationCapture:
         self._rows_seen.clear()
 
     @contextmanager
-    def record(self, row_ids: Tensor) -> Iterator[None]:
+    def record(
+        self, row_ids: Tensor, gradient_scale: Mapping[int, float] | Sequence[float] | Tensor | None = None
+    ) -> Iterator[MicroBatchCapture]:
         """Record the forward and backward that run inside; nothing is kept when they raise.
 
         Raises CaptureError, ValueError: see `InfluenceTracer.capture`.
@@ -173,114 +232,139 @@ class ActivationCapture:
         repeated = self._rows_seen.intersection(selection.row_ids)
         if repeated:
             raise CaptureError(f"row {min(repeated)} was captured before; call pop_rows() between updates")
-        micro_batch = self._open = _OpenMicroBatch(selection, [[] for _ in self._modules])
+        micro_batch = MicroBatchCapture(selection, self.layout)
+        micro_batch.gradient_scale = gradient_scale
+        self._open = micro_batch
         try:
-            yield
+            yield micro_batch
+        except BaseException:
+            micro_batch._store = None
+            raise
         finally:
-            self._open, micro_batch.is_open = None, False
-        if selection.row_ids:
-            self.micro_batches.append(self._close(micro_batch))
+            self._open = None
+            micro_batch._close()
+        if selection.row_ids and not micro_batch._is_discarded:
+            self.micro_batches.append(self._finish(micro_batch))
             self._rows_seen.update(selection.row_ids)
 
     def _on_forward(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         micro_batch = self._open
-        if micro_batch is None or not micro_batch.selection.row_ids:
+        if micro_batch is None or micro_batch._is_discarded:
             return
-        self._check(index, args[0] if args else kwargs["input"], "in", micro_batch)
+        value = args[0] if args else kwargs["input"]
+        self._check(index, value, "in", micro_batch)
         self._check(index, output, "out", micro_batch)
-        micro_batch.num_forwards += 1
+        micro_batch._num_forwards += 1
         if not output.requires_grad:
             return  # no graph: the first forward of reentrant checkpointing, or an evaluation
-        dtype = storage_dtype(output.dtype)
-        signs = self._modules[index].signs("in", output.device, dtype)
-        v_TI = _project(args[0] if args else kwargs["input"], signs, micro_batch)
-        output.register_hook(partial(self._on_gradient, index, micro_batch, v_TI))
+        if micro_batch._is_sealed:
+            return  # the objective's gradient is there
+        is_recomputed = torch._C._current_graph_task_id() != -1
+        if not is_recomputed:
+            micro_batch._edges.append(get_gradient_edge(output))
+        if not micro_batch.row_ids:
+            return  # a rank without rows runs what the others run, for the gathers of its weights
+        store = micro_batch._store_for(output)
+        if store.device != output.device:
+            raise CaptureError(
+                f"{self._modules[index].name} computes on {output.device}, layers before it on "
+                f"{store.device}; a model on several devices is not supported"
+            )
+        shared = micro_batch._input_of(index, value, is_recomputed)
+        call = _Call(index, shared)
+        if not is_recomputed:
+            self._shares_previous[index] = shared.modules.start != index
+            call.number = self._project_input(store, call, value, self._run_that_shares(index))
+        output.register_hook(partial(self._on_gradient, micro_batch, call))
 
-    def _on_gradient(self, index: int, micro_batch: _OpenMicroBatch, v_TI: Tensor, gradient: Tensor) -> None:
-        if micro_batch.is_open:
-            signs = self._modules[index].signs("out", v_TI.device, v_TI.dtype)
-            micro_batch.calls[index].append((_project(gradient, signs, micro_batch), v_TI))
+    def _on_gradient(self, micro_batch: MicroBatchCapture, call: _Call, gradient: Tensor) -> None:
+        store = micro_batch._store
+        if store is None or micro_batch._is_sealed:
+            return
+        if call.number is None:
+            kept = call.input.kept
+            assert kept is not None  # noqa: S101  (a recomputed input is kept)
+            call.number = self._project_input(store, call, kept, call.input.modules)
+        signs = self._signs("out", range(call.module, call.module + 1), store)
+        store.add_gradient(gradient, signs, call.module, call.number)
 
-    def _check(self, index: int, value: Any, side: str, micro_batch: _OpenMicroBatch) -> None:
+    def _project_input(self, store: FactorStore, call: _Call, value: Tensor, together: range) -> int:
+        """Project the input of a call unless that has been done; `together`: modules likely to share it."""
+        number, shared = store.next_call(call.module), call.input
+        if call.module not in shared.projected or shared.number != number:
+            start, stop = call.module, call.module + 1
+            if shared.number == number and shared.projected.stop == call.module:
+                # Once more for those before it: a product has the same rounding whenever it is made.
+                start = shared.projected.start
+            while start > together.start and store.next_call(start - 1) == number:
+                start -= 1
+            while stop < together.stop and store.next_call(stop) == number:
+                stop += 1
+            shared.projected, shared.number = range(start, stop), number
+            store.add_inputs(value, self._signs("in", shared.projected, store), shared.projected, number)
+        return store.take(call.module)
+
+    def _run_that_shares(self, index: int) -> range:
+        """A module and those after it that had its input when they were called last."""
+        stop = index + 1
+        while stop < len(self._modules) and self._shares_previous[stop]:
+            stop += 1
+        return range(index, stop)
+
+    def _signs(self, side: Side, modules: range, store: FactorStore) -> Tensor:
+        assert store.dtype is not None  # noqa: S101  (set by the first forward)
+        signs = [self._modules[module].signs(side, store.device, store.dtype) for module in modules]
+        if len(signs) == 1:
+            return signs[0]
+        key = (modules, store.device, store.dtype)
+        if key not in self._stacked_signs:
+            self._stacked_signs[key] = torch.cat(signs)
+        return self._stacked_signs[key]
+
+    def _check(self, index: int, value: Any, side: Side, micro_batch: MicroBatchCapture) -> None:
         traced = self._modules[index]
-        width = traced.width("in" if side == "in" else "out")
-        num_tokens = micro_batch.selection.num_tokens
         if type(value) is not Tensor and not isinstance(value, nn.Parameter):
             raise CaptureError(
                 f"{traced.name}: its {side}put is a {type(value).__name__}; "
                 "tensor parallelism is not supported"
             )
-        if value.shape[-1] != width or value.numel() != num_tokens * width:
+        width, selection = traced.width(side), micro_batch._selection
+        if value.shape[-1] != width or not selection.is_grid(value.shape[:-1]):
             raise CaptureError(
-                f"{traced.name}: its {side}put has shape {tuple(value.shape)} where row_ids asks for "
-                f"{num_tokens} tokens of width {width}; layers that see a part of the tokens or of the "
+                f"{traced.name}: its {side}put has shape {tuple(value.shape)} where row_ids asks for tokens "
+                f"{selection.grid} of width {width}; layers that see a part of the tokens or of the "
                 "width (experts, sequence or tensor parallelism) are not supported"
             )
 
-    def _close(self, micro_batch: _OpenMicroBatch) -> MicroBatch:
-        silent = [m.name for m, calls in zip(self._modules, micro_batch.calls, strict=True) if not calls]
-        if silent:
-            if not micro_batch.num_forwards:
-                raise CaptureError("no traced layer ran inside capture(): the forward belongs inside, too")
+    def _finish(self, micro_batch: MicroBatchCapture) -> MicroBatch:
+        store, micro_batch._store = micro_batch._store, None
+        if not micro_batch._num_forwards:
+            raise CaptureError("no traced layer ran inside capture(): the forward belongs inside, too")
+        everything = range(len(self._modules))
+        silent = store.modules_without_gradient() if store is not None else everything
+        if store is None or silent:
             raise CaptureError(
-                f"no gradient reached {silent[0]} ({len(silent)} of {len(self._modules)} traced layers) "
-                "inside capture(): run the forward and the backward of the objective inside"
+                f"no gradient reached {self._modules[silent[0]].name} ({len(silent)} of {len(everything)} "
+                "traced layers) inside capture(): run the forward and the backward of the objective inside"
             )
-        return MicroBatch(
-            micro_batch.selection,
-            tuple(self._close_class(members, micro_batch) for members in self._shape_classes),
+        return store.finish(self._dtype, micro_batch.gradient_scale)
+
+
+def _scale_of_rows(scale: Mapping[int, float] | Sequence[float] | Tensor, row_ids: tuple[int, ...]) -> Tensor:
+    if isinstance(scale, Mapping):
+        absent = [row_id for row_id in row_ids if row_id not in scale]
+        if absent:
+            raise ValueError(f"gradient_scale has no number for row {absent[0]}")
+        scale = [float(scale[row_id]) for row_id in row_ids]
+    scale_R = torch.as_tensor(scale, dtype=torch.float64).detach().to("cpu", copy=True)
+    if scale_R.shape != (len(row_ids),):
+        raise ValueError(
+            f"gradient_scale has shape {tuple(scale_R.shape)} where {len(row_ids)} rows are captured; "
+            "give one number a row"
         )
-
-    @torch.no_grad()
-    def _close_class(self, members: list[int], micro_batch: _OpenMicroBatch) -> CapturedClass:
-        calls = [(c, pair) for c, index in enumerate(members) for pair in micro_batch.calls[index]]
-        module_of_call = tuple(c for c, _ in calls)
-        u_ETO, v_ETI = (torch.stack([pair[side] for _, pair in calls]) for side in (0, 1))
-        G_EROI = response_gradients(u_ETO, v_ETI, micro_batch.selection.row_offsets, self._dtype)
-        G_CROI = G_EROI
-        if module_of_call != tuple(range(len(members))):
-            G_CROI = G_EROI.new_zeros(len(members), *G_EROI.shape[1:])
-            G_CROI.index_add_(0, torch.tensor(module_of_call, device=G_EROI.device), G_EROI)
-        scale = self._modules[members[0]].scale
-        return CapturedClass(u_ETO, v_ETI, module_of_call, G_CROI.mul_(scale))
-
-
-def storage_dtype(computed: torch.dtype) -> torch.dtype:
-    """The type in which a layer's projected inputs and gradients are kept, given what the layer computes in.
-
-    bfloat16 stays, and so does float64; everything else (float16 could overflow in a sum over a
-    layer's width) is kept in float32.
-    """
-    return computed if computed in (torch.bfloat16, torch.float64) else torch.float32
-
-
-def response_dtype(weights: torch.dtype) -> torch.dtype:
-    """The type of ``G_r`` and of the scores: float32, for a float64 model float64."""
-    return torch.float64 if weights == torch.float64 else torch.float32
-
-
-@torch.no_grad()
-def response_gradients(
-    u_ETO: Tensor, v_ETI: Tensor, row_offsets: Sequence[int], dtype: torch.dtype
-) -> Tensor:
-    """``G_r = sum_{t in r} u_t v_t^T`` of every call and row, [E, R, O, I] in `dtype`.
-
-    Added up in float64, which no TF32 setting of the process can touch; the factors are small.
-    """
-    return torch.stack(
-        [
-            (u_ETO[:, start:end].double().mT @ v_ETI[:, start:end].double()).to(dtype)
-            for start, end in pairwise(row_offsets)
-        ],
-        dim=1,
-    )
-
-
-@torch.no_grad()
-def _project(values: Tensor, signs_KD: Tensor, micro_batch: _OpenMicroBatch) -> Tensor:
-    """Project every token by signs and keep the captured ones, [T, K]."""
-    with torch.autocast(values.device.type, enabled=False):
-        flat = values.detach().reshape(-1, signs_KD.shape[1]).to(signs_KD.dtype)
-        return (flat @ signs_KD.mT).index_select(0, micro_batch.index_on(values.device))
+    bad = (~scale_R.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"gradient_scale of row {row_ids[bad[0]]} is {float(scale_R[bad[0]])}")
+    return scale_R

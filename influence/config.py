@@ -9,13 +9,13 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "objective": ("log_prob_advantage", "log_prob"),
-    "contrast": ("none", "accepted_minus_rejected", "advantage"),
+    "objective": ("log_prob_advantage", "log_prob", "training_loss"),
+    "contrast": ("none", "accepted_minus_rejected", "advantage", "mean_ratio"),
     "scope": ("per_prompt", "batch"),
-    "hessian": ("response", "identity"),
+    "hessian": ("response", "identity", "token"),
     "damping_mode": ("trace_over_responses", "trace_over_dim"),
-    "positions": ("response",),
-    "capture": ("separate",),
+    "positions": ("response", "all"),
+    "capture": ("auto", "fused", "shared", "separate"),
 }
 """The values of every option that is a choice, the default first."""
 
@@ -45,10 +45,12 @@ class TracerConfig:
     """
 
     objective: str = "log_prob_advantage"
-    """What is differentiated, formed by the caller: ``sum_t A_t log pi_t``, or without A for ``log_prob``."""
+    """What is differentiated, formed by the caller: ``sum_t A_t log pi_t``, without A for ``log_prob``, or
+    for ``training_loss`` the loss itself, which training makes smaller where it makes the others larger."""
 
     contrast: str = "none"
-    """What c_r is, passed by the caller: 1 for all, +1/-1 for accepted/rejected, or the advantage."""
+    """What c_r is, passed by the caller: 1 for all, +1/-1 for accepted/rejected, the advantage, or for
+    ``mean_ratio`` the mean over the response's tokens of pi / pi_old, which is 1 on policy."""
 
     accepted_above: float = 0.0
     """A response is accepted when its reward is greater than this."""
@@ -57,25 +59,30 @@ class TracerConfig:
     """Which responses are one group: those to one prompt, or the whole batch."""
 
     hessian: str = "response"
-    """``H = sum_r vec(G_r) vec(G_r)^T + lambda I`` (``response``, alias ``inverse``), or ``H = I``."""
+    """``H = sum_r vec(G_r) vec(G_r)^T + lambda I`` (``response``, alias ``inverse``), ``H = I``, or for
+    ``token`` ``H = sum_t vec(g_t) vec(g_t)^T + lambda I`` over the positions of the group's responses."""
 
     damping: float = 0.1
     """lambda relative to the scale that `damping_mode` names; greater than 0."""
 
     damping_mode: str = "trace_over_responses"
-    """lambda = damping x tr(K)/R, with K the Gram matrix of R responses, or damping x tr(H)/D."""
+    """lambda = damping x tr(K)/R, with K the Gram matrix of the R responses' G_r (whatever `hessian` is), or
+    damping x tr(H)/D, with H before damping. With D > R the latter is so small under ``response`` that every
+    response's scores add up to its own contrast, which says nothing new of its tokens."""
 
     exclude_self: bool = True
-    """Leave the response that is scored out of direction and curvature."""
+    """Leave the response that is scored out of direction and curvature (lambda stays the whole group's)."""
 
     positions: str = "response"
-    """What the caller marks in row_ids; what flows through prompt positions is no part of G_r then."""
+    """What the caller marks in row_ids: the positions that predict the response's tokens, or for ``all`` the
+    prompt's too; what flows through positions that are not marked is no part of G_r."""
 
     projection_dim_factor: int = 256
     """A divisor, not a rank: a width is projected to ``max(1, width // factor)`` numbers."""
 
     max_hessian_dim: int = 2500
-    """The most numbers of a projected gradient; where it would be more, the widths shrink, with a warning."""
+    """The largest D for which a D x D matrix is formed, which ``hessian=token`` does for every module: where
+    k_in k_out would be more, the widths shrink, with a warning. The others form no such matrix."""
 
     max_tokens_per_response: int = -1
     """-1: every token; n: at most n evenly spaced tokens of a response, and nothing of the others."""
@@ -83,8 +90,11 @@ class TracerConfig:
     modules: tuple[str, ...] = DEFAULT_MODULES
     """Names of linear layers, whole or from a dot on (``q_proj``, ``0.mlp.up_proj``); ``*``, ``?`` too."""
 
-    capture: str = "separate"
-    """``separate``: a forward and a backward of the objective for the capture alone."""
+    capture: str = "auto"
+    """How a training loop with a loss of its own gets at the objective's gradients; `capture()` takes any
+    backward that runs inside it. ``fused``: from the loss's own backward, where its gradient is the
+    objective's times a factor for each row; ``shared``: by a second backward over the loss's forward;
+    ``separate``: by a forward and a backward of its own; ``auto``: ``fused`` where exact, else another."""
 
     profile_timing: bool = True
     """Measure the phases of `pop_rows` and the captures."""
@@ -139,14 +149,40 @@ class TracerConfig:
         """The options as plain values that JSON and YAML can hold; `from_mapping` reads them back."""
         return {**asdict(self), "modules": list(self.modules)}
 
+    @classmethod
+    def reference_run(cls) -> TracerConfig:
+        """The semantics of the run that this engine is compared with, ``infl-alltoken-timing-0221``.
+
+        They are kept to reproduce its scores, not recommended: its damping is so small that scores
+        interpolate (see `damping_mode`), and it counts the advantage's sign twice.
+        """
+        return cls(
+            objective="log_prob_advantage",
+            contrast="accepted_minus_rejected",
+            scope="per_prompt",
+            hessian="response",
+            damping=0.1,
+            damping_mode="trace_over_dim",
+            exclude_self=False,
+            positions="response",
+            projection_dim_factor=256,
+            max_hessian_dim=2500,
+            max_tokens_per_response=-1,
+        )
+
+    @property
+    def dim_limit(self) -> int | None:
+        """The most numbers of a projected gradient; None: any, since no D x D matrix is formed."""
+        return self.max_hessian_dim if self.hessian == "token" else None
+
     @property
     def counts_advantage_sign_twice(self) -> bool:
-        """The objective carries the advantage's sign, and so does a contrast of accepted minus rejected.
+        """The objective carries the advantage's sign, and so does the contrast.
 
         Then a rejected response's gradients, already turned around by its negative advantage, are turned
         around once more, and good and bad responses pull in the same direction.
         """
-        return self.objective == "log_prob_advantage" and self.contrast == "accepted_minus_rejected"
+        return self.objective != "log_prob" and self.contrast in ("accepted_minus_rejected", "advantage")
 
 
 def _module_patterns(value: object) -> tuple[str, ...]:

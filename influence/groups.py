@@ -10,13 +10,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isfinite
+from typing import Any, Final, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from influence.config import TracerConfig
+from influence.staging import to_device
+
+TABLE_ROWS: Final = 512
+"""Rows of a rank that fit into the first exchange; with more, group ids and contrasts take one more."""
 
 
 class GatherError(RuntimeError):
@@ -31,8 +38,10 @@ class GatheredRows:
     contrast: list[float]
     local: range
     """This rank's rows among the N."""
-    gradients: list[Tensor]
-    """By class of module shape: [C, N, D]."""
+    gradients: Tensor
+    """[N, D], laid out by a `FactorLayout`."""
+    ranks: tuple[range, ...] = ()
+    """Each rank's rows among the N; empty without a process group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +53,17 @@ class GroupPlan:
 
     stacks: list[list[list[int]]]
     """Rows (indices into the N) of each group, groups of equal size in one list."""
+    scored_groups: list[list[int]]
+    """Rows of every group on any rank that has a contrast, in the order of their first rows."""
     num_counted: int
     num_counted_skipped: int
     num_counted_rows: int
     """Of the counted groups that are not skipped, on all ranks."""
+
+    def rows_in_groups(self, local: range) -> list[int]:
+        """The local rows of groups that are solved, counted from this rank's first."""
+        members = (row for stack in self.stacks for group in stack for row in group)
+        return [row - local.start for row in members if row in local]
 
 
 def check_rows(groups: Sequence[int], contrast: Sequence[float], num_rows: int) -> str | None:
@@ -62,54 +78,52 @@ def check_rows(groups: Sequence[int], contrast: Sequence[float], num_rows: int) 
 def gather_rows(
     groups: Sequence[int],
     contrast: Sequence[float],
-    gradients: Sequence[Tensor],
+    gradients: Tensor,
     process_group: dist.ProcessGroup | None,
 ) -> GatheredRows:
     """Bring the rows of all ranks together; collective when a process group is given.
 
-    `gradients` are this rank's, by class [C, n, D]; n may differ from rank to rank and be 0.
+    `gradients` [n, D] are this rank's; n may differ from rank to rank and be 0. Two collectives: the table
+    of who has which rows, which the host waits for, and the gradients, which it does not.
 
-    Raises ValueError (see `check_rows`), and GatherError on the other ranks, before anything is exchanged.
+    Raises ValueError (see `check_rows`), and GatherError on the other ranks, before gradients are exchanged.
     """
-    num_rows = gradients[0].shape[1]
-    problem = check_rows(groups, contrast, num_rows)
+    num_rows, width = gradients.shape
+    ids, signs = _as_list(groups), _as_list(contrast)
+    problem = check_rows(ids, signs, num_rows)
     if process_group is None:
         if problem:
             raise ValueError(problem)
-        return GatheredRows(
-            [int(g) for g in groups], [float(c) for c in contrast], range(num_rows), [*gradients]
-        )
+        return GatheredRows([int(g) for g in ids], [float(c) for c in signs], range(num_rows), gradients)
 
-    device = gradients[0].device
-    widths = [g.shape[0] * g.shape[2] for g in gradients]
-    header = torch.tensor([num_rows, sum(widths), problem is None], device=device)
-    headers = [h.tolist() for h in _all_gather(header, process_group)]
+    header = [num_rows, width, problem is None]
+    if problem:
+        ids, signs = [], []
+    tables = _exchange(header, ids, signs, TABLE_ROWS, gradients.device, process_group)
     if problem:
         raise ValueError(problem)
     rank = dist.get_rank(process_group)
-    for other, (_, width, is_valid) in enumerate(headers):
+    for other, (_, other_width, is_valid) in enumerate(tables[:, :3].tolist()):
         if not is_valid:
             raise GatherError(f"rank {other} of the process group passed arguments that do not fit its rows")
-        if width != sum(widths):
-            raise GatherError(f"rank {other} traces {width} numbers a row, rank {rank} {sum(widths)}")
+        if other_width != width:
+            raise GatherError(f"rank {other} traces {other_width} numbers a row, rank {rank} {width}")
+    counts: list[int] = tables[:, 0].tolist()
+    if max(counts) > TABLE_ROWS:
+        tables = _exchange(header, ids, signs, max(counts), gradients.device, process_group)
 
-    counts = [count for count, _, _ in headers]
     first = sum(counts[:rank])
-    ids = torch.tensor([int(g) for g in groups], dtype=torch.int64, device=device)
-    signs = torch.tensor([float(c) for c in contrast], dtype=torch.float64, device=device)
-    # Rows first, so that a rank's part is contiguous.
-    flat = torch.cat(
-        [g.transpose(0, 1).reshape(num_rows, width) for g, width in zip(gradients, widths, strict=True)], 1
-    )
-    merged = _all_gather_rows(flat, counts, process_group)
+    columns = tables[:, 3:].reshape(len(counts), 2, -1)
     return GatheredRows(
-        groups=_all_gather_rows(ids, counts, process_group).tolist(),
-        contrast=_all_gather_rows(signs, counts, process_group).tolist(),
-        local=range(first, first + num_rows),
-        gradients=[
-            part.reshape(sum(counts), own.shape[0], own.shape[2]).transpose(0, 1)
-            for part, own in zip(torch.split(merged, widths, dim=1), gradients, strict=True)
+        groups=[g for c, (part, _) in zip(counts, columns, strict=True) for g in part[:c].tolist()],
+        contrast=[
+            value
+            for count, (_, part) in zip(counts, columns, strict=True)
+            for value in part[:count].view(np.float64).tolist()
         ],
+        local=range(first, first + num_rows),
+        gradients=_all_gather_rows(gradients, counts, process_group),
+        ranks=tuple(range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)),
     )
 
 
@@ -125,6 +139,7 @@ def plan_groups(
     for row, group in enumerate(groups):
         members[group if config.scope == "per_prompt" else 0].append(row)
     stacks: dict[int, list[list[int]]] = defaultdict(list)
+    scored_groups: list[list[int]] = []
     num_counted = num_skipped = num_rows = 0
     for rows in members.values():
         is_scored = _has_contrast([contrast[row] for row in rows], config)
@@ -132,9 +147,11 @@ def plan_groups(
             num_counted += 1
             num_skipped += not is_scored
             num_rows += len(rows) if is_scored else 0
+        if is_scored:
+            scored_groups.append(rows)
         if is_scored and any(row in local for row in rows):
             stacks[len(rows)].append(rows)
-    return GroupPlan(list(stacks.values()), num_counted, num_skipped, num_rows)
+    return GroupPlan(list(stacks.values()), scored_groups, num_counted, num_skipped, num_rows)
 
 
 def _has_contrast(values: Sequence[float], config: TracerConfig) -> bool:
@@ -145,15 +162,48 @@ def _has_contrast(values: Sequence[float], config: TracerConfig) -> bool:
     return any(c != 0 for c in values)
 
 
-def _all_gather(tensor: Tensor, process_group: dist.ProcessGroup) -> list[Tensor]:
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(process_group))]
-    dist.all_gather(parts, tensor, group=process_group)
-    return parts
+def _as_list(values: object) -> list[Any]:
+    """A tensor's numbers at once; each by itself would make the host wait for a device."""
+    listed: list[Any] = values.tolist() if isinstance(values, Tensor) else list(cast("list[Any]", values))
+    return listed
+
+
+def _exchange(
+    header: Sequence[int],
+    ids: Sequence[float],
+    signs: Sequence[float],
+    capacity: int,
+    device: torch.device,
+    process_group: dist.ProcessGroup,
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """All ranks' tables, int64 [ranks, 3 + 2 capacity]: header, group ids, and the contrasts' bits.
+
+    Rows beyond `capacity` are left out.
+    """
+    table = np.zeros(3 + 2 * capacity, dtype=np.int64)
+    table[:3] = header
+    num_sent = min(len(ids), capacity)
+    table[3 : 3 + num_sent] = [int(g) for g in ids[:num_sent]]
+    table[3 + capacity : 3 + capacity + num_sent] = np.asarray(signs[:num_sent], np.float64).view(np.int64)
+    (own,) = to_device([table], device)
+    return _all_gather(own, process_group).cpu().numpy()
+
+
+def _all_gather(tensor: Tensor, process_group: dist.ProcessGroup) -> Tensor:
+    """[ranks, *shape]."""
+    merged = tensor.new_empty(dist.get_world_size(process_group), *tensor.shape)
+    dist.all_gather(list(merged.unbind()), tensor, group=process_group)
+    return merged
 
 
 def _all_gather_rows(rows: Tensor, counts: Sequence[int], process_group: dist.ProcessGroup) -> Tensor:
     """Concatenate tensors whose first dimension differs by rank: padded to the longest, cut afterwards."""
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: rows.shape[0]] = rows
-    parts = _all_gather(padded, process_group)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    longest = max(counts)
+    padded = rows.contiguous()
+    if rows.shape[0] < longest:
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: rows.shape[0]] = rows
+    merged = _all_gather(padded, process_group)
+    if min(counts) == longest:
+        return merged.flatten(0, 1)
+    return torch.cat([part[:count] for part, count in zip(merged, counts, strict=True)])

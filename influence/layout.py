@@ -2,10 +2,10 @@
 
 Three tensors hold what is known of a micro-batch or a step, whatever the number of modules:
 
-* the *factors* of a micro-batch, ``[F, W]``: for every module k_in rows of v (projected inputs) and k_out rows
-  of u (projected output gradients); a column is a token. Tokens are contiguous, so that a read of few rows
-  of a module is a read of whole cache lines; the v of all modules come first, in module order, so that
-  modules which share their input can be projected in one product.
+* the *factors* of a micro-batch, ``[F, W]``: for every module k_in rows of v (projected inputs) and k_out
+  rows of u (projected output gradients). A column is a *slot* for a token. Slots are contiguous, so that a
+  read of few rows of a module is a read of whole cache lines; the v of all modules come first, in module
+  order, so that modules which share their input can be projected in one product.
 * the *gradients* of R responses, ``[R, D]``: the flattened ``G_r`` of every module (k_out x k_in, row-major),
   modules of one shape side by side.
 * the *weights* ``M``, laid out as the gradients.
@@ -40,13 +40,13 @@ class ModulePlace:
 
     @property
     def scale(self) -> float:
-        """``1 / sqrt(k_out k_in)``: of the projections of both sides; factors are projected by signs alone."""
+        """``1 / sqrt(k_out k_in)``, of both sides' projections: factors are projected by signs alone."""
         return float(self.dim**-0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeClass:
-    """Modules of one shape; their gradients are ``[R, len(members), k_out, k_in]`` from `gradient_start` on."""
+    """Modules of one shape; their gradients lie side by side from `gradient_start` on."""
 
     k_out: int
     k_in: int
@@ -65,7 +65,7 @@ class ShapeClass:
     def of(self, gradients_RD: Tensor) -> Tensor:
         """The class's part of gradients or weights ``[..., D]``, a view ``[..., C, D_class]``."""
         part = gradients_RD[..., self.gradient_start : self.gradient_start + len(self.members) * self.dim]
-        return part.unflatten(-1, (len(self.members), self.dim))
+        return part.view(*part.shape[:-1], len(self.members), self.dim)
 
 
 @dataclass(frozen=True, slots=True)

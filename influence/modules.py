@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,8 +18,8 @@ from influence.projection import Side, canonical_name, projected_widths, project
 class TracedModule:
     """One linear layer. The projections are kept as signs: exact in every type, also in bfloat16.
 
-    ``P = signs / sqrt(k)``; the factor ``scale = 1 / sqrt(k_in k_out)`` of both sides together goes into
-    the gradients of responses and into the weights of the scores, where sums are in float32.
+    ``P = signs / sqrt(k)``; the factor of both sides together (`influence.layout.ModulePlace.scale`) goes
+    into the gradients of responses and into the weights of the scores, where sums are in float32.
     """
 
     name: str
@@ -33,12 +32,8 @@ class TracedModule:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(k_out, k_in): modules of one shape are computed together."""
+        """(k_out, k_in)."""
         return self.k_out, self.k_in
-
-    @property
-    def scale(self) -> float:
-        return float((self.k_in * self.k_out) ** -0.5)
 
     def signs(self, side: Side, device: torch.device, dtype: torch.dtype) -> Tensor:
         """+1/-1 [k, width], made once for a device and a type; never a buffer of the model."""
@@ -75,19 +70,11 @@ def find_modules(model: nn.Module, config: TracerConfig) -> tuple[list[TracedMod
     for name, linear in linears.items():
         if name in chosen:
             d_in, d_out, factor = linear.in_features, linear.out_features, config.projection_dim_factor
-            k_in, k_out = projected_widths(d_in, d_out, factor, config.max_hessian_dim)
+            k_in, k_out = projected_widths(d_in, d_out, factor, config.dim_limit)
             if (k_in, k_out) != (max(1, d_in // factor), max(1, d_out // factor)):
                 narrowed.append(name)
             traced.append(TracedModule(name, linear, k_in, k_out, config.seed))
     return traced, narrowed
-
-
-def by_shape(modules: Iterable[TracedModule]) -> list[list[int]]:
-    """Indices of the modules, those of one shape (k_out, k_in) together, in order of first appearance."""
-    shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, module in enumerate(modules):
-        shapes[module.shape].append(index)
-    return list(shapes.values())
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -34,13 +34,13 @@ def canonical_name(name: str) -> str:
     return ".".join(parts)
 
 
-def projected_widths(d_in: int, d_out: int, factor: int, max_dim: int) -> tuple[int, int]:
+def projected_widths(d_in: int, d_out: int, factor: int, max_dim: int | None) -> tuple[int, int]:
     """(k_in, k_out) with ``k = max(1, width // factor)``, shrunk together until k_in k_out <= max_dim.
 
-    Whole-number arithmetic, so that every platform agrees.
+    None: no limit. Whole-number arithmetic, so that every platform agrees.
     """
     k_in, k_out = max(1, d_in // factor), max(1, d_out // factor)
-    if k_in * k_out <= max_dim:
+    if max_dim is None or k_in * k_out <= max_dim:
         return k_in, k_out
     shrunk_in = max(1, isqrt(k_in * max_dim // k_out))
     shrunk_out = max(1, isqrt(k_out * max_dim // k_in))

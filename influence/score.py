@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from influence.capture import MicroBatch
-from influence.weights import RowWeights
+from influence import kernels
+from influence.kernels import on_device, token_tiles
+from influence.layout import FactorLayout
+from influence.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,13 +23,35 @@ class RowScores:
 
     row_id: int
     scores: Tensor
-    """float32 [n]; float64 for a float64 model. Zeros where not scored, never NaN."""
+    """float32 [n]; float64 for a float64 model. Zeros where not scored, never NaN. A view: one tensor holds
+    the scores of all rows of a call."""
     positions: Tensor
     """int64 [n]: each token's index among the tokens that row_ids marked for this row, before capping."""
     total: float
     """``sum_m <H_m^-1 d_m, G_m>`` of the response, from the Gram matrices; the scores add up to it."""
     scored: bool
     """False: its group has no contrast, or none of its gradients is finite."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScorePlan:
+    """Which slots of the captured factors are weighted by which of the n rows, in order of their ids.
+
+    Made by the host while the device is at work on something else.
+    """
+
+    factors: tuple[Tensor, ...]
+    """Of all micro-batches, then those that hold second and later calls of a module."""
+    tiles: Tensor
+    """int32, on the device; see `influence.kernels.token_tiles`."""
+    row_slots: NDArray[np.int64]
+    """[n, 2]: a row's first and end slot among those of all micro-batches."""
+    num_slots: int
+    """Of all micro-batches, without further factors."""
+    further: tuple[tuple[int, int, int], ...]
+    """For each of the further factors: where its scores start, to where they are added, and how many."""
+    gradient_scale: Tensor | None
+    """float64 [n], on the device; None where all are 1."""
 
 
 @torch.no_grad()
@@ -39,63 +65,99 @@ def token_scores(u_TO: Tensor, v_TI: Tensor, M_OI: Tensor) -> Tensor:
     return ((u_TO.double() @ M_OI.double()) * v_TI.double()).sum(-1)
 
 
-def score_micro_batch(batch: MicroBatch, place: Mapping[int, int], weights: RowWeights) -> list[Tensor]:
-    """The scores of a micro-batch's T tokens by class of module shape, each [T], summed over its modules.
+def plan_scores(
+    batches: Sequence[MicroBatch],
+    place_of: NDArray[np.int64],
+    is_scored: NDArray[np.bool_],
+    device: torch.device,
+) -> ScorePlan:
+    """Plan the scoring of all micro-batches.
 
-    `place` gives a row id's index among the n rows of `weights`. Rows that are not scored get zeros, and a
-    module whose gradient of a row is not finite adds nothing to that row.
+    `place_of` gives, for every captured row in the order of the micro-batches, its index among the n rows;
+    rows that are not scored (`is_scored` [n]) get no tiles: what was captured there may be NaN.
     """
-    scores = []
-    for captured, M_CnD, is_finite_Cn in zip(batch.classes, weights.matrices, weights.is_finite, strict=True):
-        module_E = torch.tensor(captured.module_of_call, device=M_CnD.device)
-        shape = (captured.u.shape[2], captured.v.shape[2])
-        by_row = []
-        for row_id, (start, end) in zip(
-            batch.selection.row_ids, pairwise(batch.selection.row_offsets), strict=True
-        ):
-            row = place[row_id]
-            if not weights.is_scored[row]:
-                # Not by a zero M: what was captured there may be NaN.
-                by_row.append(M_CnD.new_zeros(end - start))
-                continue
-            s_ET = token_scores(
-                captured.u[:, start:end],
-                captured.v[:, start:end],
-                M_CnD[module_E, row].reshape(-1, *shape),
-            )
-            by_row.append(s_ET.masked_fill(~is_finite_Cn[module_E, row, None], 0.0).sum(0))
-        scores.append(torch.cat(by_row))
-    return scores
+    num_slots = [batch.selection.num_slots for batch in batches]
+    starts = [0, *accumulate(num_slots)]
+    row_starts = [0, *accumulate(len(batch.selection.row_ids) for batch in batches)]
+    slots = [batch.selection.row_slots.astype(np.int64) for batch in batches]
+    row_slots = np.zeros((place_of.size, 2), dtype=np.int64)
+    for index, slots_R2 in enumerate(slots):
+        row_slots[place_of[row_starts[index] : row_starts[index + 1]]] = slots_R2 + starts[index]
+
+    chunks = [(index, batch.factors[0]) for index, batch in enumerate(batches)]
+    chunks += [(index, factors) for index, batch in enumerate(batches) for factors in batch.factors[1:]]
+    tables = [np.empty((0, 4), dtype=np.int64)]
+    for number, (index, _) in enumerate(chunks):
+        places = place_of[row_starts[index] : row_starts[index + 1]]
+        table = np.column_stack([np.full_like(places, number), slots[index], places])
+        tables.append(table[is_scored[places]])
+    owners = [index for index, _ in chunks[len(batches) :]]
+    further_starts = accumulate((num_slots[index] for index in owners), initial=starts[-1])
+    return ScorePlan(
+        factors=tuple(factors for _, factors in chunks),
+        tiles=on_device(token_tiles(*np.concatenate(tables).T), device),
+        row_slots=row_slots,
+        num_slots=starts[-1],
+        further=tuple(
+            (start, starts[index], num_slots[index])
+            for start, index in zip(further_starts, owners, strict=False)
+        ),
+        gradient_scale=_gradient_scale(batches, place_of, device),
+    )
+
+
+@torch.no_grad()
+def score_slots(plan: ScorePlan, weights_nD: Tensor, is_finite_nm: Tensor, layout: FactorLayout) -> Tensor:
+    """The scores of all slots, [plan.num_slots] on the device, in the type of the weights.
+
+    A row's weights are multiplied by its gradient scale, as its captured gradients are in ``G_r``. A module
+    whose gradient of a row is not finite adds nothing to that row.
+    """
+    if plan.gradient_scale is not None:
+        weights_nD = weights_nD * plan.gradient_scale.to(weights_nD.dtype).unsqueeze(1)
+    scores = weights_nD.new_empty(sum(factors_FW.shape[1] for factors_FW in plan.factors))
+    kernels.score(plan.factors, plan.tiles, weights_nD, is_finite_nm, layout, scores)
+    for start, to, width in plan.further:
+        scores[to : to + width] += scores[start : start + width]
+    return scores[: plan.num_slots]
 
 
 def emit_rows(
     batches: Sequence[MicroBatch],
-    scores: Sequence[Sequence[Tensor]],
-    place: Mapping[int, int],
-    weights: RowWeights,
+    place_of: NDArray[np.int64],
+    scores: Tensor,
+    row_slots: NDArray[np.int64],
+    total: Sequence[float],
+    is_scored: Sequence[bool],
 ) -> list[RowScores]:
-    """Add the classes up, bring the scores to the CPU in one copy, and cut them into rows."""
-    if not batches:
-        return []
-    flat = torch.cat([torch.stack(list(by_class)).sum(0) for by_class in scores])
-    flat = flat.to(batches[0].classes[0].gradients.dtype).cpu()
-    totals = weights.total.tolist()
-    has_gradient = torch.cat(weights.is_finite).any(0).tolist()
-    rows = []
-    for batch, part in zip(
-        batches, torch.split(flat, [b.selection.row_offsets[-1] for b in batches]), strict=True
-    ):
+    """Cut the scores of all slots, on the CPU, into rows in the order of their ids."""
+    captured = [
+        (row_id, batch.selection.positions[start:end])
+        for batch in batches
         for row_id, (start, end) in zip(
             batch.selection.row_ids, pairwise(batch.selection.row_offsets), strict=True
-        ):
-            index = place[row_id]
-            rows.append(
-                RowScores(
-                    row_id=row_id,
-                    scores=part[start:end].clone(),
-                    positions=batch.selection.positions[start:end].clone(),
-                    total=totals[index],
-                    scored=weights.is_scored[index] and has_gradient[index],
-                )
-            )
-    return sorted(rows, key=lambda row: row.row_id)
+        )
+    ]
+    order = np.empty_like(place_of)
+    order[place_of] = np.arange(place_of.size)
+    return [
+        RowScores(captured[index][0], scores[first:end], captured[index][1], total[row], is_scored[row])
+        for row, (index, (first, end)) in enumerate(zip(order.tolist(), row_slots.tolist(), strict=True))
+    ]
+
+
+def _gradient_scale(
+    batches: Sequence[MicroBatch], place_of: NDArray[np.int64], device: torch.device
+) -> Tensor | None:
+    if all(batch.gradient_scale is None for batch in batches):
+        return None
+    captured = np.concatenate(
+        [
+            np.ones(len(batch.selection.row_ids)) if scale is None else scale.numpy()
+            for batch in batches
+            for scale in [batch.gradient_scale]
+        ]
+    )
+    by_row = np.empty_like(captured)
+    by_row[place_of] = captured
+    return on_device(by_row, device)

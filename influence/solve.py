@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from influence.kernels import damped_inverse
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DualSolution:
@@ -45,7 +47,9 @@ def damping_strength(K_RR: Tensor, num_rows: Tensor, dim: Tensor, damping: float
     return damping * trace / (num_rows.clamp(min=1) if mode == "trace_over_responses" else dim)
 
 
-def dual_weights(K_RR: Tensor, contrast_R: Tensor, damping: Tensor, exclude_self: bool) -> DualSolution:
+def dual_weights(
+    K_RR: Tensor, contrast_R: Tensor, damping: Tensor, exclude_self: bool, *, floor_failures: bool = True
+) -> DualSolution:
     """Solve ``(K + lambda I) alpha = c`` for K [..., R, R], c [..., R] and lambda [...].
 
     With `exclude_self` response s is left out of direction and curvature. With ``B = (K + lambda I)^-1`` and
@@ -53,11 +57,16 @@ def dual_weights(K_RR: Tensor, contrast_R: Tensor, damping: Tensor, exclude_self
 
         alpha_s = a - B[:, s] a_s / B_ss,       whose own component is a_s - B_ss a_s / B_ss = 0.
 
-    Where K is zero there is nothing to weight, and alpha is zero.
+    Where K is zero there is nothing to weight, and alpha is zero. Flooring eigenvalues where Cholesky fails
+    makes the host wait; without `floor_failures` those systems' alpha means nothing, and `used_floor` names
+    them.
     """
-    B_RR, used_floor = _damped_inverse(K_RR, damping)
-    a_R = (B_RR @ contrast_R.unsqueeze(-1)).squeeze(-1)
     num_rows = K_RR.shape[-1]
+    inverse, failed = damped_inverse(K_RR.reshape(-1, num_rows, num_rows), damping.reshape(-1))
+    B_RR, used_floor = inverse.view(K_RR.shape), failed.view(damping.shape)
+    if floor_failures and bool(used_floor.any()):
+        B_RR = _floored_where(used_floor, K_RR, damping, B_RR)
+    a_R = (B_RR @ contrast_R.unsqueeze(-1)).squeeze(-1)
     diagonal = B_RR.diagonal(dim1=-2, dim2=-1)
     alpha_SR = a_R.unsqueeze(-2).expand(K_RR.shape)
     if exclude_self:
@@ -79,27 +88,13 @@ def _without_self(alpha_SR: Tensor) -> Tensor:
     return alpha_SR.masked_fill(own, 0.0)
 
 
-def _damped_inverse(K_RR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """``(K + lambda I)^-1`` by Cholesky; where that fails, by eigenvalues raised to ``R eps`` of the largest.
-
-    Systems with K = 0 (lambda = 0) get a zero inverse: they have no direction.
-    """
-    num_rows = K_RR.shape[-1]
-    eye = torch.eye(num_rows, dtype=K_RR.dtype, device=K_RR.device)
-    is_zero = damping <= 0
-    damped = K_RR + torch.where(is_zero, 1.0, damping)[..., None, None] * eye
-    factor, info = torch.linalg.cholesky_ex(damped)
-    failed = info != 0
-    if bool(failed.any()):
-        safe_factor = torch.where(failed[..., None, None], eye, factor)
-        inverse = torch.cholesky_inverse(safe_factor)
-        inverse[failed] = _floored_inverse(damped[failed])
-    else:
-        inverse = torch.cholesky_inverse(factor)
-    return torch.where(is_zero[..., None, None], 0.0, inverse), failed & ~is_zero
+def _floored_where(failed: Tensor, K_RR: Tensor, damping: Tensor, B_RR: Tensor) -> Tensor:
+    eye = torch.eye(K_RR.shape[-1], dtype=K_RR.dtype, device=K_RR.device)
+    damped = K_RR[failed] + damping[failed][..., None, None] * eye
+    return B_RR.index_put((failed,), floored_inverse(damped))
 
 
-def _floored_inverse(matrix: Tensor) -> Tensor:
+def floored_inverse(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     floor = values.amax(-1, keepdim=True) * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
     inverse: Tensor = (vectors / values.maximum(floor).unsqueeze(-2)) @ vectors.mT

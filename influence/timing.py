@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 
 PHASES = ("grad_staging", "hessian_solve", "token_scoring", "score_aggregation")
+PARTS = ("all_gather", "copy_to_host")
+"""Of phases, reported beside them: the first of ``grad_staging``, the second of ``score_aggregation``."""
 
 _Mark = float | torch.cuda.Event
 
@@ -67,12 +69,12 @@ class PhaseTimer:
         """Seconds by phase since the last call, and start anew; empty when not enabled.
 
         ``grad_staging``, ``hessian_solve``, ``token_scoring``, ``score_aggregation``, ``other`` (the rest of
-        pop_rows), ``pop_rows`` (the sum of those five, exactly) and ``capture``.
+        pop_rows), ``pop_rows`` (the sum of those five, exactly), ``capture``, and the PARTS of phases.
         """
         spans = self._watch.pop()
         if not self._enabled:
             return {}
-        seconds = {name: spans.get(name, 0.0) for name in (*PHASES, "other", "pop_rows", "capture")}
+        seconds = {name: spans.get(name, 0.0) for name in (*PHASES, "other", "pop_rows", "capture", *PARTS)}
         parts = [seconds[phase] for phase in PHASES]
         seconds["other"] = max(0.0, seconds["pop_rows"] - sum(parts))
         seconds["pop_rows"] = sum([*parts, seconds["other"]])

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from influence.capture import ActivationCapture, CaptureError, MicroBatch, response_dtype
+from influence.capture import ActivationCapture, CaptureError, MicroBatchCapture
 from influence.config import InfluenceWarning, TracerConfig
 from influence.groups import GroupPlan, gather_rows, plan_groups
-from influence.modules import by_shape, find_modules
-from influence.score import RowScores, emit_rows, score_micro_batch
+from influence.kernels import on_device
+from influence.micro_batch import MicroBatch, response_dtype
+from influence.modules import find_modules
+from influence.score import RowScores, emit_rows, plan_scores, score_slots
+from influence.staging import to_host
 from influence.timing import PhaseTimer
+from influence.token_hessian import TokenFactors
 from influence.weights import RowWeights, row_weights
 
 COUNTERS: Final = (
@@ -61,7 +67,6 @@ class InfluenceTracer:
         self.config = config
         self._process_group = process_group
         self._modules, narrowed = find_modules(model, config)
-        self._shape_classes = by_shape(self._modules)
         self._dtype = response_dtype(self._modules[0].module.weight.dtype)
         self._device = _compute_device(model, process_group)
         self._capture = ActivationCapture(self._modules, self._dtype, config.max_tokens_per_response)
@@ -77,7 +82,9 @@ class InfluenceTracer:
         return tuple(module.name for module in self._modules)
 
     @contextmanager
-    def capture(self, row_ids: Tensor) -> Iterator[None]:
+    def capture(
+        self, row_ids: Tensor, gradient_scale: Mapping[int, float] | Sequence[float] | Tensor | None = None
+    ) -> Iterator[MicroBatchCapture]:
         """Capture one micro-batch: run the forward and the backward of the objective inside.
 
         `row_ids` int64, in the shape of the token grid the model sees, (batch, seq) or packed (1, tokens):
@@ -85,11 +92,17 @@ class InfluenceTracer:
         ids are free to choose, and rows come back in their order. Keep `row_ids` on the CPU where possible.
         Nothing is kept of a micro-batch that raises.
 
-        Raises ValueError for another type or shape of row_ids, and CaptureError when a traced layer did
-        not run or got no gradient, sees other tokens than row_ids says, or a row was captured before.
+        `gradient_scale`, a number for each row, says that the objective's gradient is that of what is
+        differentiated inside, times that number: see `MicroBatchCapture`, which the block gets, and which can
+        also take the gradients of an objective without any weight's (`backward`) and change its mind
+        (`discard`).
+
+        Raises ValueError for another type or shape of row_ids or gradient_scale, and CaptureError when a
+        traced layer did not run or got no gradient, sees other tokens than row_ids says, or a row was
+        captured before.
         """
-        with self._timer.span("capture"), self._capture.record(row_ids):
-            yield
+        with self._timer.span("capture"), self._capture.record(row_ids, gradient_scale) as micro_batch:
+            yield micro_batch
 
     def pop_rows(self, groups: Sequence[int], contrast: Sequence[float]) -> list[RowScores]:
         """Score the rows captured since the last call and forget them; one entry a row, by increasing row id.
@@ -105,22 +118,31 @@ class InfluenceTracer:
         """
         if self._capture.is_open:
             raise CaptureError("pop_rows() inside capture(): end the micro-batch first")
-        batches, timer = self._capture.micro_batches, self._timer
+        batches, timer, layout = self._capture.micro_batches, self._timer, self._capture.layout
         with torch.no_grad(), timer.span("pop_rows"):
             with timer.span("grad_staging"):
-                captured = [row_id for batch in batches for row_id in batch.selection.row_ids]
-                place = {row_id: index for index, row_id in enumerate(sorted(captured))}
-                staged = self._stage(batches, [place[row_id] for row_id in captured])
-                rows = gather_rows(groups, contrast, staged, self._process_group)
+                place_of = _places([row_id for batch in batches for row_id in batch.selection.row_ids])
+                gradients_nD = self._stage(batches, place_of)
+                with timer.span("all_gather"):
+                    rows = gather_rows(groups, contrast, gradients_nD, self._process_group)
                 plan = plan_groups(rows.groups, rows.contrast, rows.local, self.config)
+                in_group = np.zeros(place_of.size, dtype=np.bool_)
+                in_group[plan.rows_in_groups(rows.local)] = True
+                score_plan = plan_scores(batches, place_of, in_group, self._device)
             self._capture.clear()
             with timer.span("hessian_solve"):
-                scales = [self._modules[members[0]].scale for members in self._shape_classes]
-                weights = row_weights(rows, plan, scales, self.config)
+                factors = None
+                if self.config.hessian == "token":
+                    factors = TokenFactors.of_micro_batches(batches, place_of, self._process_group)
+                weights = row_weights(rows, plan, layout, self.config, factors)
             with timer.span("token_scoring"):
-                scores = [score_micro_batch(batch, place, weights) for batch in batches]
+                scores = score_slots(score_plan, weights.matrices, weights.is_finite, layout)
             with timer.span("score_aggregation"):
-                emitted = emit_rows(batches, scores, place, weights)
+                with timer.span("copy_to_host"):
+                    scores = to_host(scores)
+                emitted = emit_rows(
+                    batches, place_of, scores, score_plan.row_slots, weights.total, weights.is_scored
+                )
             self._count(batches, plan, weights)
         return emitted
 
@@ -148,24 +170,19 @@ class InfluenceTracer:
         """Take the hooks off the model; what was captured can still be popped."""
         self._capture.remove()
 
-    def _stage(self, batches: Sequence[MicroBatch], places: Sequence[int]) -> list[Tensor]:
-        """The gradients of the local rows, by class [C, n, D]; `places`: where each captured row goes."""
-        staged = []
-        for index, members in enumerate(self._shape_classes):
-            k_out, k_in = self._modules[members[0]].shape
-            if not batches:
-                empty = torch.empty(len(members), 0, k_out * k_in, dtype=self._dtype, device=self._device)
-                staged.append(empty)
-                continue
-            G_CnD = torch.cat([batch.classes[index].gradients for batch in batches], dim=1).flatten(2)
-            order = torch.tensor(places, device=G_CnD.device)
-            staged.append(torch.empty_like(G_CnD).index_copy_(1, order, G_CnD))
-        return staged
+    def _stage(self, batches: Sequence[MicroBatch], place_of: NDArray[np.int64]) -> Tensor:
+        """The gradients [n, D] of the local rows, by increasing row id."""
+        if not batches:
+            shape = (0, self._capture.layout.gradient_dim)
+            return torch.empty(shape, dtype=self._dtype, device=self._device)
+        gradients_nD = torch.cat([batch.gradients for batch in batches])
+        if (np.diff(place_of) > 0).all():
+            return gradients_nD
+        return gradients_nD.index_select(0, on_device(np.argsort(place_of), gradients_nD.device))
 
     def _count(self, batches: Sequence[MicroBatch], plan: GroupPlan, weights: RowWeights) -> None:
         scored_groups = plan.num_counted - plan.num_counted_skipped
-        num_interpolated = int(weights.num_interpolated)
-        dropped_M = (~torch.cat(weights.is_finite)).sum(1).tolist()
+        num_interpolated = weights.num_interpolated
         self._counts.update(
             micro_batches=len(batches),
             captured_tokens=sum(batch.selection.row_offsets[-1] for batch in batches),
@@ -174,24 +191,33 @@ class InfluenceTracer:
             skipped_groups=plan.num_counted_skipped,
             interpolated_groups=num_interpolated,
             double_sign_groups=scored_groups if self.config.counts_advantage_sign_twice else 0,
-            solve_floors=int(weights.num_floors),
-            nonfinite_drops=sum(dropped_M),
+            solve_floors=weights.num_floors,
+            nonfinite_drops=sum(weights.num_dropped),
         )
         if num_interpolated and not self._told_interpolation:
             self._told_interpolation = True
             _warn(
                 f"in {num_interpolated} of {scored_groups} groups every response's score adds up to its own "
-                f"contrast ({float(weights.effective_dof):.2f} effective degrees of freedom for "
+                f"contrast ({weights.effective_dof:.2f} effective degrees of freedom for "
                 f"{plan.num_counted_rows} responses): a token's score then "
                 "hardly predicts what a step along it does. Raise influence.damping, or use "
                 "damping_mode: trace_over_responses or exclude_self: true"
             )
-        names = [self._modules[index].name for members in self._shape_classes for index in members]
-        dropped = {name: count for name, count in zip(names, dropped_M, strict=True) if count}
+        dropped = {
+            name: count for name, count in zip(self.module_names, weights.num_dropped, strict=True) if count
+        }
         if dropped:
             self._nonfinite.update(dropped)
             listed = ", ".join(f"{name} ({count})" for name, count in list(dropped.items())[:5])
             _warn(f"values that are not finite: dropped {len(dropped)} modules from rows: {listed}")
+
+
+def _places(row_ids: Sequence[int]) -> NDArray[np.int64]:
+    """The index of each captured row among them all by increasing id."""
+    ids = np.asarray(row_ids, dtype=np.int64)
+    places = np.empty_like(ids)
+    places[np.argsort(ids)] = np.arange(ids.size)
+    return places
 
 
 def _compute_device(model: nn.Module, process_group: dist.ProcessGroup | None) -> torch.device:
@@ -205,7 +231,7 @@ def _compute_device(model: nn.Module, process_group: dist.ProcessGroup | None) -
 def _warn_of_settings(config: TracerConfig, narrowed: Sequence[str]) -> None:
     if config.counts_advantage_sign_twice:
         _warn(
-            "objective log_prob_advantage with contrast accepted_minus_rejected counts the sign of the "
+            f"objective {config.objective} with contrast {config.contrast} counts the sign of the "
             "advantage twice; use objective: log_prob, or contrast: none"
         )
     if narrowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +54,23 @@ def _facts(arrays: StepArrays, sha256: str) -> ScoreFacts:
 
 
 def _num_expected_positions(arrays: StepArrays) -> int:
-    """One score a response token, or the cap where a response is longer."""
+    """One score a response token, or the cap where a response is longer.
+
+    Where prompts are scored too, nothing in the file says how long they are: their scores are taken as they
+    are.
+    """
     cap = arrays.tracer_config.get("max_tokens_per_response", -1)
     lengths = np.asarray(arrays.response_length, dtype=np.int64)
+    if arrays.positions is not None and arrays.tracer_config.get("positions") == "all":
+        lengths = lengths + _num_prompt_scores(arrays)
     if isinstance(cap, int) and cap >= 0:
         lengths = np.minimum(lengths, cap)
     return int(lengths.sum())
+
+
+def _num_prompt_scores(arrays: StepArrays) -> Any:
+    """[R], the scores of each row that belong to its prompt; of a capped row at most all its scores."""
+    assert arrays.positions is not None  # noqa: S101  (the caller looked)
+    before_T = np.concatenate([[0], np.cumsum(np.asarray(arrays.positions) < 0)])
+    offsets = np.asarray(arrays.row_offsets)
+    return before_T[offsets[1:]] - before_T[offsets[:-1]]

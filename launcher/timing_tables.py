@@ -15,7 +15,8 @@ _STEP = "step"
 # In the order of a step; indented below what contains them.
 _ORDER = {
     "gen": 0, "reward": 0, "old_log_prob": 0, "ref": 0, "values": 0, "adv": 0,
-    "update_actor": 0, "capture": 1, "forward_1": 2, "logprob_backward": 2, WHOLE: 1,
+    "update_actor": 0, "capture": 1, "forward_1": 2, "logprob_backward": 2,
+    WHOLE: 1, "all_gather": 2, "copy_to_host": 2,
     "forward_2": 1, "loss_backward": 1, "commit": 1,
     "update_weights": 0, "save_checkpoint": 0, "testing": 0, _STEP: 0,
 }  # fmt: skip

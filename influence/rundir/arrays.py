@@ -48,9 +48,12 @@ class StepArrays:
     token_ids: Int64 | None = None
     """[T]"""
     log_probs: Float32 | None = None
-    """[T], of the policy that generated or was updated."""
+    """[T], of the policy that generated or was updated; NaN: not known, as of a prompt's tokens."""
     positions: Int64 | None = None
-    """[T], each score's token in its response, rising in a row; None: the row's first tokens, 0, 1, 2, ..."""
+    """[T], each score's token in its response, rising in a row; None: the row's first tokens, 0, 1, 2, ...
+
+    Negative: a token of the prompt, counted from its end (-1 is its last).
+    """
     advantages: Float32 | None = None
     """[R] one a row, or [T] one a token (one a row wherever R = T)."""
     tracer_config: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +89,7 @@ _TOKEN_TYPES: dict[str, type[np.generic]] = {
     "log_probs": np.float32,
     "positions": np.int64,
 }
-_UNSIGNED = ("response_length", "positions", "token_ids")
+_UNSIGNED = ("response_length", "token_ids")
 
 
 def checked(arrays: StepArrays) -> StepArrays:

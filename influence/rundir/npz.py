@@ -22,7 +22,8 @@ accepted           bool        R
 scored             bool        R
 group_id           integer     R
 response_length    integer     R
-positions          integer     T       only where a row's tokens are not its first ones (capped)
+positions          integer     T       only where a row's tokens are not its first ones (capped); negative
+                                       in the prompt, which readers older than these refuse
 token_ids          integer     T       optional
 log_probs          float16     T       optional; rounded to 11 significant bits
 advantages         float32     R or T  optional; one a row where they are constant in each row

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from influence.config import TracerConfig
 from influence.rundir import RunPaths, RunSpec, StepArrays, StepWriter, read_run
 from influence.verl_engine import environment
+from influence.verl_engine.fused import WAYS
 from influence.verl_engine.step_rows import ScoredRow
 
 _TIMING_PREFIX = "timing_s/influence_"
@@ -27,7 +28,7 @@ class StepReport:
     """What a step's tracing did, the same on every rank."""
 
     counts: Mapping[str, float]
-    """Sums over the ranks."""
+    """Sums over the ranks; ``*_fraction``: of the captured rows of all ranks."""
     timings_s: Mapping[str, float]
     """By phase, of the one rank whose scoring took longest: maxima phase by phase would not add up."""
 
@@ -85,7 +86,7 @@ class RunOutput:
         """
         started_s = time.perf_counter()
         report = _report(counts, timings_s, process_group)
-        parts = _gather_to_first_rank(_columns(rows), process_group)
+        parts = _gather_to_first_rank(_columns(rows, self.tracer_config.positions), process_group)
         if parts is not None:
             arrays = _merge(parts, self.tracer_config)
             self._writer.commit(
@@ -101,10 +102,19 @@ def _report(
     if process_group is not None:
         everywhere *= dist.get_world_size(process_group)
         dist.all_gather_object(everywhere, (dict(counts), dict(timings_s)), group=process_group)
+    sums = {name: sum(c[name] for c, _ in everywhere) for name in counts}
     return StepReport(
-        {name: sum(c[name] for c, _ in everywhere) for name in counts},
+        _with_fractions(sums),
         max((timings for _, timings in everywhere), key=lambda timings: timings.get("pop_rows", 0.0)),
     )
+
+
+def _with_fractions(sums: Mapping[str, int]) -> dict[str, float]:
+    """The sums over the ranks, with those of rows by way of capture as fractions of all captured rows."""
+    rows = {name: sums[f"{name}_rows"] for name in (*WAYS, "on_policy") if f"{name}_rows" in sums}
+    num_captured = sum(rows.get(name, 0) for name in WAYS)
+    others = {name: count for name, count in sums.items() if name.removesuffix("_rows") not in rows}
+    return others | {f"{name}_fraction": count / max(1, num_captured) for name, count in rows.items()}
 
 
 def _gather_to_first_rank(
@@ -119,23 +129,27 @@ def _gather_to_first_rank(
     return parts
 
 
-def _columns(rows: Sequence[ScoredRow]) -> dict[str, Any]:
-    """This rank's rows as flat columns, so that few objects travel: n rows, t captured tokens."""
-    token_index = [_token_index(row) for row in rows]
+def _columns(rows: Sequence[ScoredRow], positions: str) -> dict[str, Any]:
+    """This rank's rows as flat columns, so that few objects travel: n rows, t captured tokens.
+
+    Args:
+        positions: the tracer's option; which of a row's positions it numbered.
+    """
+    captured = [_captured_positions(row, positions) for row in rows]
 
     def per_token(values: list[np.ndarray], dtype: Any) -> np.ndarray:
-        picked = [column[index] for column, index in zip(values, token_index, strict=True)]
-        return np.concatenate([np.empty(0, dtype), *picked]).astype(dtype)
+        return np.concatenate([np.empty(0, dtype), *values]).astype(dtype)
 
+    places = list(zip((row.row for row in rows), captured, strict=True))
     no_scores = np.empty(0, np.float32)
     scores = [no_scores if row.scores is None else row.scores.scores.numpy() for row in rows]
     return {
-        "length": np.array([len(index) for index in token_index], np.int64),
-        "scores": np.concatenate([no_scores, *scores]).astype(np.float32),
-        "positions": np.concatenate([np.empty(0, np.int64), *token_index]),
-        "token_ids": per_token([row.row.token_ids for row in rows], np.int64),
-        "log_probs": per_token([row.row.log_probs for row in rows], np.float32),
-        "advantages": per_token([row.row.advantages for row in rows], np.float32),
+        "length": np.array([len(index) for index in captured], np.int64),
+        "scores": per_token(scores, np.float32),
+        "positions": per_token(captured, np.int64),
+        "token_ids": per_token([row.tokens_at(index) for row, index in places], np.int64),
+        "log_probs": per_token([row.log_probs_at(index) for row, index in places], np.float32),
+        "advantages": per_token([row.advantages_at(index) for row, index in places], np.float32),
         "uid": [row.row.uid for row in rows],
         "prompt_index": np.array([row.row.prompt_index for row in rows], np.int64),
         "session_id": np.array([row.row.session_id for row in rows], np.int64),
@@ -150,12 +164,11 @@ def _columns(rows: Sequence[ScoredRow]) -> dict[str, Any]:
 _PER_TOKEN = ("scores", "positions", "token_ids", "log_probs", "advantages")
 
 
-def _token_index(row: ScoredRow) -> np.ndarray:
-    """Which tokens of the response were captured, increasing, int64."""
+def _captured_positions(row: ScoredRow, positions: str) -> np.ndarray:
+    """The row's positions that have a score, increasing, int64."""
     if row.scores is None:
         return np.empty(0, np.int64)
-    own_tokens = np.flatnonzero(row.row.mask)
-    return own_tokens[row.scores.positions.numpy()]
+    return row.row.positions(positions)[row.scores.positions.numpy()]
 
 
 def _merge(parts: Sequence[dict[str, Any]], config: TracerConfig) -> StepArrays:

@@ -23,13 +23,20 @@ NOT_CAPTURED = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Row:
-    """A response as verl hands it over: columns of L tokens, of which some are the policy's own (`mask`)."""
+    """A response as verl hands it over: columns of L tokens, of which some are the policy's own (`mask`).
+
+    Its prompt has P tokens. A *position* is named by the token that it predicts: 0 to L - 1 for the
+    response's tokens, 1 - P to -1 for the prompt's (position p predicts the prompt's token P + p, and
+    nothing predicts the prompt's first token).
+    """
 
     uid: str
     """Of the prompt's group."""
     prompt_index: int
     session_id: int
     reward: float
+    prompt_ids: npt.NDArray[np.int64]
+    """[P]"""
     mask: npt.NDArray[np.bool_]
     """False for tokens that the policy did not generate, such as a tool's answer."""
     token_ids: npt.NDArray[np.int64]
@@ -47,16 +54,38 @@ class Row:
         """verl fills batches up with rows that count for nothing."""
         return self.uid.startswith("pad")
 
+    def positions(self, option: str) -> npt.NDArray[np.int64]:
+        """The positions that are captured, in order: the policy's own tokens', or for ``all`` every one."""
+        if option == "all":
+            return np.arange(1 - len(self.prompt_ids), len(self.mask))
+        return np.flatnonzero(self.mask)
+
+    def tokens_at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The ids of the tokens that these positions predict."""
+        return np.concatenate([self.prompt_ids, self.token_ids])[len(self.prompt_ids) + positions]
+
+    def log_probs_at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """`log_probs` there; NaN at the prompt's positions, for which verl computes none."""
+        return np.where(positions < 0, np.float32(np.nan), self.log_probs[np.maximum(positions, 0)])
+
+    def advantages_at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """`advantages` there; at the prompt's positions the response's where it has but one, else NaN."""
+        is_constant = bool((self.advantages == self.advantages[:1]).all())
+        of_prompt = self.advantages[0] if is_constant else np.float32(np.nan)
+        return np.where(positions < 0, of_prompt, self.advantages[np.maximum(positions, 0)])
+
 
 def read_rows(data: Any) -> list[Row]:
     """The rows of verl's batch, in its order.
 
     Args:
-        data: TensorDict with jagged ``responses``, ``response_mask``, ``old_log_probs``, ``advantages``,
+        data: TensorDict with jagged ``prompts``, ``responses``, ``response_mask``, ``old_log_probs``,
+        ``advantages``,
             ``rm_scores`` and, a row each, ``uid``, ``index``, ``session_id``.
     """
     columns = {
-        name: _per_row(data[name]) for name in ("responses", "response_mask", "old_log_probs", "advantages")
+        name: _per_row(data[name])
+        for name in ("prompts", "responses", "response_mask", "old_log_probs", "advantages")
     }
     rewards = [float(scores.sum()) for scores in _per_row(data["rm_scores"])]
     uids, indices, sessions = (_values(data[name]) for name in ("uid", "index", "session_id"))
@@ -66,6 +95,7 @@ def read_rows(data: Any) -> list[Row]:
             prompt_index=int(indices[b]),
             session_id=int(sessions[b]),
             reward=rewards[b],
+            prompt_ids=columns["prompts"][b].numpy().astype(np.int64),
             mask=columns["response_mask"][b].numpy().astype(np.bool_),
             token_ids=columns["responses"][b].numpy().astype(np.int64),
             log_probs=columns["old_log_probs"][b].float().numpy(),
@@ -99,18 +129,33 @@ def predicting_positions(data: Any) -> Tensor:
     )
 
 
-def packed_row_ids(data: Any, row_ids: Sequence[int]) -> Tensor:
+def packed_row_ids(data: Any, row_ids: Sequence[int], positions: str = "response") -> Tensor:
     """The row of every token in the packed layout, int64 [tokens], CPU; -1 where nothing is captured.
 
     Args:
         row_ids: an id for each sequence, -1 for those that are left out.
+        positions: ``response`` marks where the policy's own tokens are predicted, ``all`` every position of a
+            sequence but the last, which predicts nothing. A response without own tokens is left out.
     """
+    ids = torch.tensor(row_ids, dtype=torch.int64)
+    mask = data["response_mask"].values().cpu() != 0
     response_lengths = data["responses"].offsets().diff().cpu()
-    ids = torch.repeat_interleave(torch.tensor(row_ids, dtype=torch.int64), response_lengths)
-    ids[data["response_mask"].values().cpu() == 0] = NOT_CAPTURED
+    if positions == "all":
+        offsets = data["input_ids"].offsets().cpu()
+        ids = torch.where(_sum_by_row(mask, response_lengths) > 0, ids, NOT_CAPTURED)
+        packed = torch.repeat_interleave(ids, offsets.diff())
+        packed[offsets[1:] - 1] = NOT_CAPTURED
+        return packed
+    ids_L = torch.repeat_interleave(ids, response_lengths)
+    ids_L[~mask] = NOT_CAPTURED
     packed = torch.full((data["input_ids"].values().shape[0],), NOT_CAPTURED)
-    packed[predicting_positions(data)] = ids
+    packed[predicting_positions(data)] = ids_L
     return packed
+
+
+def _sum_by_row(values_L: Tensor, lengths: Tensor) -> Tensor:
+    row_L = torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
+    return torch.zeros(lengths.numel(), dtype=torch.int64).index_add_(0, row_L, values_L.long())
 
 
 def as_model_grid(packed_T: Tensor, data: Any, grid: Sequence[int]) -> Tensor:
@@ -136,6 +181,13 @@ def as_model_grid(packed_T: Tensor, data: Any, grid: Sequence[int]) -> Tensor:
     return rows
 
 
+def packed_response_values(data: Any, values_L: Tensor) -> Tensor:
+    """A column of all response tokens, one after the other, in the packed layout; 0 elsewhere."""
+    packed = torch.zeros(data["input_ids"].values().shape[0], dtype=values_L.dtype, device=values_L.device)
+    packed[predicting_positions(data).to(values_L.device)] = values_L
+    return packed
+
+
 def packed_weights(data: Any, objective: str) -> Tensor:
     """Weight of every token's log-probability in the objective, float32 [tokens], on the batch's device.
 
@@ -144,6 +196,4 @@ def packed_weights(data: Any, objective: str) -> Tensor:
     """
     mask = data["response_mask"].values().float()
     weights = mask * data["advantages"].values().float() if objective == "log_prob_advantage" else mask
-    packed = torch.zeros(data["input_ids"].values().shape[0], device=weights.device)
-    packed[predicting_positions(data).to(weights.device)] = weights
-    return packed
+    return packed_response_values(data, weights)

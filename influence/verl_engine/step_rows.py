@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -52,8 +52,17 @@ class StepRows:
         self._keys.update(row.key for row in rows)
         return [NOT_CAPTURED if row.is_padding else first + b for b, row in enumerate(rows)]
 
-    def score(self, tracer: InfluenceTracer, process_group: dist.ProcessGroup | None) -> list[ScoredRow]:
-        """Score all rows but padding, in the order in which they were seen. Collective over the group."""
+    def score(
+        self,
+        tracer: InfluenceTracer,
+        process_group: dist.ProcessGroup | None,
+        mean_ratio: Mapping[int, float],
+    ) -> list[ScoredRow]:
+        """Score all rows but padding, in the order in which they were seen. Collective over the group.
+
+        Args:
+            mean_ratio: by row id, the mean ratio of the new to the old policy over the row's own tokens.
+        """
         config = tracer.config
         kept = [(row_id, row) for row_id, row in enumerate(self._rows) if not row.is_padding]
         group_ids = _group_ids((row for _, row in kept), config, process_group)
@@ -61,7 +70,10 @@ class StepRows:
         captured = [(row_id, row) for row_id, row in kept if row.mask.any()]
         emitted = tracer.pop_rows(
             groups=[group_ids[row.uid] for _, row in captured],
-            contrast=[_contrast(row, accepted[row_id], config) for row_id, row in captured],
+            contrast=[
+                _contrast(row, accepted[row_id], mean_ratio.get(row_id, 1.0), config)
+                for row_id, row in captured
+            ],
         )
         scores = {row_scores.row_id: row_scores for row_scores in emitted}
         return [
@@ -69,9 +81,11 @@ class StepRows:
         ]
 
 
-def _contrast(row: Row, accepted: bool, config: TracerConfig) -> float:
+def _contrast(row: Row, accepted: bool, mean_ratio: float, config: TracerConfig) -> float:
     if config.contrast == "none":
         return 1.0
+    if config.contrast == "mean_ratio":
+        return mean_ratio
     if config.contrast == "accepted_minus_rejected":
         return 1.0 if accepted else -1.0
     # GRPO's advantage is one number a response; estimators with one a token are averaged.

@@ -117,14 +117,28 @@ def _device(s: Settings) -> Iterator[Problem]:
 def _influence(s: Settings) -> Iterator[Problem]:
     if s.influence.max_tokens_per_response == 0:
         yield Problem(("influence", "max_tokens_per_response"), "must be -1 (all) or at least 1")
-    if (
-        s.training.responses_per_prompt < 2
-        and s.influence.scope == "per_prompt"
-        and s.influence.contrast != "none"
-    ):
-        yield Problem(
-            ("training", "responses_per_prompt"), "must be at least 2: one response has no contrast"
-        )
+    if s.training.responses_per_prompt < 2 and s.influence.scope == "per_prompt":
+        if s.influence.contrast != "none":
+            yield Problem(
+                ("training", "responses_per_prompt"), "must be at least 2: one response has no contrast"
+            )
+        elif s.influence.exclude_self:
+            yield Problem(
+                ("training", "responses_per_prompt"),
+                "must be at least 2: with influence.exclude_self nothing is left of a group of one",
+            )
+    if s.influence.capture == "fused" and s.influence.objective != "training_loss":
+        if s.training.entropy_coeff != 0 or s.training.use_kl_loss:
+            yield Problem(
+                ("influence", "capture"),
+                "cannot be fused with an entropy or KL term in the loss, whose gradient then is not the "
+                "objective's; use auto, or objective: training_loss",
+            )
+        if s.training.mini_batch_prompts < s.training.prompts_per_step:
+            yield Problem(
+                ("influence", "capture"),
+                "cannot be fused with several updates a step, of which only the first is on policy; use auto",
+            )
     for path, names in (
         (("influence", "modules"), s.influence.modules),
         (("store", "columns"), s.store.columns),

@@ -81,20 +81,20 @@ class Rollout(Section):
 
 
 class Influence(Section):
-    objective: Literal["log_prob_advantage", "log_prob"]
-    contrast: Literal["none", "accepted_minus_rejected", "advantage"]
+    objective: Literal["log_prob_advantage", "log_prob", "training_loss"]
+    contrast: Literal["none", "accepted_minus_rejected", "advantage", "mean_ratio"]
     accepted_above: float
     scope: Literal["per_prompt", "batch"]
-    hessian: Literal["response", "inverse", "identity"]
+    hessian: Literal["response", "inverse", "identity", "token"]
     damping: PositiveFloat
     damping_mode: Literal["trace_over_responses", "trace_over_dim"]
     exclude_self: bool
-    positions: Literal["response"]
+    positions: Literal["response", "all"]
     projection_dim_factor: Positive
     max_hessian_dim: Positive
     max_tokens_per_response: Annotated[int, Field(ge=-1, le=2**31 - 1)]
     modules: Annotated[list[Text], Field(min_length=1)]
-    capture: Literal["separate"]
+    capture: Literal["auto", "fused", "shared", "separate"]
     profile_timing: bool
     seed: NonNegative
 

@@ -62,7 +62,7 @@ def projected(gradients: PositionGradients, config: TracerConfig) -> PositionGra
     result: PositionGradients = {}
     for name, by_response in gradients.items():
         d_out, d_in = by_response[0].shape[1:]
-        k_in, k_out = projected_widths(d_in, d_out, config.projection_dim_factor, config.max_hessian_dim)
+        k_in, k_out = projected_widths(d_in, d_out, config.projection_dim_factor, config.dim_limit)
         P_in = projection_matrix(name, "in", d_in, k_in, config.seed)
         P_out = projection_matrix(name, "out", d_out, k_out, config.seed)
         result[name] = [torch.stack([(P_out @ g @ P_in.T).flatten() for g in gs]) for gs in by_response]
@@ -89,6 +89,12 @@ def dense_scores(
                 H = config.damping * trace / size * torch.eye(D, dtype=torch.float64)
                 for j in others:
                     H = H + torch.outer(G[j], G[j])
+            if config.hessian == "token":
+                H_of = [sum(torch.outer(gt, gt) for gt in g[name][j]) for j in range(len(responses))]
+                scale = sum(float(H_of[j].trace()) for j in group) / D
+                if config.damping_mode == "trace_over_responses":
+                    scale = sum(float(G[j] @ G[j]) for j in group) / len(group)
+                H = sum((H_of[j] for j in others), config.damping * scale * torch.eye(D).double())
             for t in range(scored.num_scores):
                 scores[scored.row_id][t] += torch.linalg.solve(H, direction) @ g[name][i][t]
     return scores

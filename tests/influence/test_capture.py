@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from influence import InfluenceTracer, TracerConfig
-from influence.capture import ActivationCapture, CaptureError, response_dtype, select_tokens, storage_dtype
+from influence.capture import ActivationCapture, CaptureError
 from influence.config import TracerConfigError
+from influence.micro_batch import MicroBatch, response_dtype, storage_dtype
 from influence.modules import find_modules
+from influence.selection import select_tokens
 from tests.influence.brute_force import relative_error
-from tests.influence.tiny_model import TinyTransformer, make_responses, objective, packed, padded
+from tests.influence.tiny_model import (
+    TinyTransformer,
+    TokenBatch,
+    make_responses,
+    objective,
+    packed,
+    padded,
+)
 from tests.influence.tracing import capture, trace
 
 CONFIG = TracerConfig(projection_dim_factor=2)
@@ -132,28 +141,25 @@ def test_frozen_layers_are_not_traced() -> None:
         InfluenceTracer(model, TracerConfig(modules=("layers.0.self_attn.q_proj",)))
 
 
-def test_bfloat16_model_stores_bfloat16_and_adds_up_in_float32() -> None:
-    model = TinyTransformer(dtype=torch.bfloat16)
-    modules, _ = find_modules(model, CONFIG)
-    recorder = ActivationCapture(modules, torch.float32)
-    batch = padded(RESPONSES)
+def record(model: TinyTransformer, batch: TokenBatch, dtype: torch.dtype = torch.float64) -> MicroBatch:
+    """What one micro-batch leaves behind; the hooks are off the model again."""
+    recorder = ActivationCapture(find_modules(model, CONFIG)[0], dtype)
     with recorder.record(batch.row_ids):
         objective(model, batch).backward()
-    for captured in recorder.micro_batches[0].classes:
-        assert captured.u.dtype == captured.v.dtype == torch.bfloat16
-        assert captured.gradients.dtype == torch.float32
+    recorder.remove()
+    return recorder.micro_batches[0]
+
+
+def test_bfloat16_model_stores_bfloat16_and_adds_up_in_float32() -> None:
+    captured = record(TinyTransformer(dtype=torch.bfloat16), padded(RESPONSES), torch.float32)
+    assert {factors.dtype for factors in captured.factors} == {torch.bfloat16}
+    assert captured.gradients.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_other_models_store_what_they_compute_in(dtype: torch.dtype) -> None:
-    model = TinyTransformer(dtype=dtype)
-    recorder = ActivationCapture(find_modules(model, CONFIG)[0], dtype)
-    batch = padded(RESPONSES)
-    with recorder.record(batch.row_ids):
-        objective(model, batch).backward()
-    assert {(c.u.dtype, c.v.dtype, c.gradients.dtype) for c in recorder.micro_batches[0].classes} == {
-        (dtype,) * 3
-    }
+    captured = record(TinyTransformer(dtype=dtype), padded(RESPONSES), dtype)
+    assert captured.factors[0].dtype == captured.gradients.dtype == dtype
 
 
 def test_autocast_stores_what_the_layers_compute_in() -> None:
@@ -164,7 +170,7 @@ def test_autocast_stores_what_the_layers_compute_in() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = objective(model, batch)
         loss.backward()
-    assert {c.u.dtype for c in recorder.micro_batches[0].classes} == {torch.bfloat16}
+    assert recorder.micro_batches[0].factors[0].dtype == torch.bfloat16
 
 
 def test_bfloat16_scores_stay_close_to_float64() -> None:

@@ -86,13 +86,34 @@ def test_impossible_values_are_refused(option: str, value: object) -> None:
         TracerConfig.from_mapping({option: value})
 
 
-def test_only_advantage_objective_with_signed_contrast_counts_the_sign_twice() -> None:
-    assert [
+def test_the_sign_counts_twice_where_objective_and_contrast_both_carry_it() -> None:
+    assert {
         (objective, contrast)
         for objective in CHOICES["objective"]
         for contrast in CHOICES["contrast"]
         if TracerConfig(objective=objective, contrast=contrast).counts_advantage_sign_twice
-    ] == [("log_prob_advantage", "accepted_minus_rejected")]
+    } == {
+        ("log_prob_advantage", "accepted_minus_rejected"),
+        ("log_prob_advantage", "advantage"),
+        ("training_loss", "accepted_minus_rejected"),
+        ("training_loss", "advantage"),
+    }
+
+
+def test_the_reference_run_says_each_of_its_settings() -> None:
+    # From the definition of the run, not from the class's defaults, which may change.
+    assert {
+        "objective": "log_prob_advantage",
+        "contrast": "accepted_minus_rejected",
+        "scope": "per_prompt",
+        "hessian": "response",
+        "damping": 0.1,
+        "damping_mode": "trace_over_dim",
+        "exclude_self": False,
+        "positions": "response",
+        "projection_dim_factor": 256,
+        "max_tokens_per_response": -1,
+    }.items() <= TracerConfig.reference_run().to_mapping().items()
 
 
 def test_importing_the_package_and_its_config_loads_no_torch_and_no_numpy() -> None:

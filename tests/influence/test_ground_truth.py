@@ -52,13 +52,13 @@ def assert_same_scores(
     [
         pytest.param(*values, id="-".join(map(str, values)))
         for values in product(
-            ("response", "identity"),
+            ("response", "identity", "token"),
             ("per_prompt", "batch"),
             ("none", "accepted_minus_rejected", "advantage"),
             (True, False),
             ("trace_over_responses", "trace_over_dim"),
         )
-        if values[0] == "response" or values[4] == "trace_over_responses"
+        if values[0] != "identity" or values[4] == "trace_over_responses"
     ],
 )
 def test_scores_are_those_of_the_dense_solve(
@@ -88,7 +88,7 @@ def test_every_projection_width(factor: int, gradients: PositionGradients) -> No
 
 @pytest.mark.filterwarnings("ignore:.*max_hessian_dim:influence.config.InfluenceWarning")
 def test_widths_shrunk_to_max_hessian_dim(gradients: PositionGradients) -> None:
-    config = TracerConfig(projection_dim_factor=1, max_hessian_dim=9)
+    config = TracerConfig(hessian="token", projection_dim_factor=1, max_hessian_dim=9)
     assert {g[0].shape[1] for g in projected(gradients, config).values()} <= set(range(1, 10))
     assert_same_scores(config, gradients, TinyTransformer())
 

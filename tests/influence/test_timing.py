@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 import torch
 
-from influence.timing import PHASES, PhaseTimer
+from influence.timing import PARTS, PHASES, PhaseTimer
 
 CPU = torch.device("cpu")
 
@@ -28,8 +28,17 @@ def test_what_no_phase_measured_is_other(ticks: Iterator[int]) -> None:
             with timer.span(phase):
                 pass
         next(ticks)  # ends at 12
+    expected = dict.fromkeys(PHASES, 1.0) | {"other": 6.0, "pop_rows": 10.0, "capture": 1.0}
+    assert timer.pop() == expected | dict.fromkeys(PARTS, 0.0)
+
+
+def test_a_part_is_counted_within_its_phase_and_not_twice(ticks: Iterator[int]) -> None:
+    timer = PhaseTimer(CPU)
+    with timer.span("pop_rows"), timer.span("grad_staging"), timer.span("all_gather"):
+        pass
     seconds = timer.pop()
-    assert seconds == dict.fromkeys(PHASES, 1.0) | {"other": 6.0, "pop_rows": 10.0, "capture": 1.0}
+    assert (seconds["all_gather"], seconds["grad_staging"], seconds["other"]) == (1.0, 3.0, 2.0)
+    assert seconds["pop_rows"] == 5.0
 
 
 def test_spans_of_a_name_add_up_until_read(ticks: Iterator[int]) -> None:

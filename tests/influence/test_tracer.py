@@ -16,8 +16,9 @@ from torch import Tensor
 
 from influence import InfluenceTracer, TracerConfig
 from influence.config import InfluenceWarning
+from influence.modules import find_modules
 from influence.score import RowScores
-from influence.timing import PHASES
+from influence.timing import PARTS, PHASES
 from tests.influence.brute_force import relative_error
 from tests.influence.tiny_model import (
     Response,
@@ -317,7 +318,7 @@ def test_timings_add_up_exactly_and_over_updates() -> None:
         capture_and_pop(tracer, MODEL, [RESPONSES])
     timing = tracer.pop_timing()
     tracer.remove()
-    assert list(timing) == [*PHASES, "other", "pop_rows", "capture"]
+    assert list(timing) == [*PHASES, "other", "pop_rows", "capture", *PARTS]
     assert timing["pop_rows"] == sum(timing[phase] for phase in (*PHASES, "other"))
     assert all(math.isfinite(seconds) and seconds >= 0 for seconds in timing.values())
 
@@ -412,9 +413,17 @@ class TestSurprises:
         assert tracer.debug_stats()["interpolated_groups"] == 0
         tracer.remove()
 
+    NARROW = TracerConfig(projection_dim_factor=1, max_hessian_dim=64)
+
     def test_narrower_projections_than_asked_for_are_told(self) -> None:
         with pytest.warns(InfluenceWarning, match=r"6 modules, such as layers\.0\.mlp\.gate_proj"):
-            InfluenceTracer(MODEL, TracerConfig(projection_dim_factor=1, max_hessian_dim=64)).remove()
+            InfluenceTracer(MODEL, replace(self.NARROW, hessian="token")).remove()
+
+    @pytest.mark.parametrize("hessian", ["response", "identity"])
+    def test_widths_are_kept_where_no_matrix_over_dimensions_is_formed(self, hessian: str) -> None:
+        modules, narrowed = find_modules(MODEL, replace(self.NARROW, hessian=hessian))
+        assert narrowed == []
+        assert all(m.shape == tuple(m.module.weight.shape) for m in modules)
 
     def test_ordinary_settings_warn_of_nothing(self) -> None:
         with warnings.catch_warnings():

@@ -153,11 +153,16 @@ def packed(responses: list[Response]) -> TokenBatch:
     return _stack([_line(responses, sum(len(r.tokens) for r in responses))])
 
 
-def objective(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """``sum_r A_r sum_t log pi(token)`` of the response tokens."""
+def token_terms(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """``A_r log pi(token)`` at each position, (batch, seq); 0 where no response is predicted."""
     log_probs = model(batch.input_ids, batch.position_ids, batch.segment_ids).log_softmax(-1)
     taken = log_probs.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-    return (taken * batch.weights.to(taken.dtype)).sum()
+    return taken * batch.weights.to(taken.dtype)
+
+
+def objective(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """``sum_r A_r sum_t log pi(token)`` of the response tokens."""
+    return token_terms(model, batch).sum()
 
 
 def _line(responses: list[Response], length: int) -> dict[str, list[float]]:

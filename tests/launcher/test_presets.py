@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from influence.config import TracerConfig
 from launcher.errors import LauncherError, SpecError, UsageError
 from launcher.group import run
 from launcher.layers import merge, parse_set
@@ -72,10 +73,15 @@ def test_alltoken_timing_carries_the_reference_runs_settings() -> None:
         "max_hessian_dim": 2500,
         "max_tokens_per_response": -1,
         "modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        "capture": "separate",
+        "capture": "auto",
         "profile_timing": True,
         "seed": 0,
     }
+
+
+def test_alltoken_timing_is_the_named_configuration_of_the_reference_run() -> None:
+    section = PresetLibrary().resolve("alltoken-timing").settings["influence"]
+    assert TracerConfig.from_mapping(section) == TracerConfig.reference_run()
 
 
 def test_capped512_differs_from_alltoken_in_one_setting() -> None:

@@ -188,6 +188,34 @@ def test_a_toleration_keeps_only_the_keys_that_were_written() -> None:
             "training.max_tokens_per_rank",
             "9216 tokens",
         ),
+        (
+            GPU,
+            {
+                "training__responses_per_prompt": 1,
+                "influence__contrast": "none",
+                "influence__exclude_self": True,
+            },
+            "training.responses_per_prompt",
+            "with influence.exclude_self nothing is left",
+        ),
+        (
+            GPU,
+            {"influence__capture": "fused", "training__entropy_coeff": 0.01},
+            "influence.capture",
+            "cannot be fused with an entropy or KL term",
+        ),
+        (
+            GPU,
+            {"influence__capture": "fused", "training__use_kl_loss": True},
+            "influence.capture",
+            "cannot be fused with an entropy or KL term",
+        ),
+        (
+            GPU,
+            {"influence__capture": "fused", "training__mini_batch_prompts": 24},
+            "influence.capture",
+            "cannot be fused with several updates a step",
+        ),
         (GPU, {"training__keep_checkpoints": 1}, "training.keep_checkpoints", "at least 2"),
         (
             GPU,
@@ -270,6 +298,23 @@ def test_accepted_batches_split_evenly_as_verl_asserts(
         training__micro_batch_size_per_rank=micro,
     )
     assert (not found) == fits
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"influence__capture": "fused"},
+        {"influence__capture": "auto", "training__entropy_coeff": 0.01, "training__mini_batch_prompts": 24},
+        {
+            "influence__capture": "fused",
+            "influence__objective": "training_loss",
+            "training__use_kl_loss": True,
+            "training__mini_batch_prompts": 24,
+        },
+    ],
+)
+def test_fused_capture_is_refused_only_where_it_is_never_exact(changes: dict[str, Any]) -> None:
+    assert not problems(GPU, **changes)
 
 
 def test_the_tracers_options_are_those_of_the_schema() -> None:

@@ -103,43 +103,90 @@ def responses(
 class Expected:
     scores: list[float]
     scored: bool
-    tokens: list[int]
 
 
-def scores_by_hand(
-    model_path: Path, rows: list[Response], config: TracerConfig
-) -> dict[tuple[int, int], Expected]:
-    """By prompt index and session: the scores, from one unpadded sequence at a time."""
+def save_adapter(model_path: Path, directory: Path) -> None:
+    """A LoRA adapter on all linear layers, with both its matrices random."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    torch.manual_seed(2)
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=4, lora_alpha=8, target_modules="all-linear")
+    model = get_peft_model(_load(model_path, None), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    model.save_pretrained(directory)
+
+
+def _load(model_path: Path, adapter: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa", dtype=torch.float32)
+    if adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+
+
+def _response_log_probs(model: Any, row: Response) -> torch.Tensor:
+    """Of every response token, from one unpadded sequence."""
+    ids = torch.tensor([row.prompt + row.response])
+    log_probs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)[0]
+    places = torch.arange(len(row.prompt), ids.shape[1])
+    return log_probs[places - 1, ids[0, places]]
+
+
+def with_old_log_probs(
+    model_path: Path, rows: list[dict[str, Any]], adapter: str | None
+) -> list[dict[str, Any]]:
+    """The rows as this very policy generated them."""
+    model = _load(model_path, adapter)
+    with torch.no_grad():
+        return [
+            {**row, "old_log_probs": _response_log_probs(model, Response(**row)).tolist()} for row in rows
+        ]
+
+
+def scores_by_hand(
+    model_path: Path,
+    rows: list[Response],
+    config: TracerConfig,
+    *,
+    adapter: str | None = None,
+    factor: float = 1.0,
+) -> dict[tuple[int, int], Expected]:
+    """By prompt index and session: the scores, from one unpadded sequence at a time.
+
+    Args:
+        factor: on the objective.
+    """
+    model = _load(model_path, adapter)
     tracer = InfluenceTracer(model, config)
     real = [row for row in rows if not row.uid.startswith("pad")]
+    ratios = []
     for row_id, row in enumerate(real):
-        ids = torch.tensor([row.prompt + row.response])
-        grid = torch.full_like(ids, -1)
-        for token, is_own in enumerate(row.mask):
-            if is_own:
-                grid[0, len(row.prompt) + token - 1] = row_id
+        length, mask = len(row.prompt) + len(row.response), torch.tensor(row.mask, dtype=torch.bool)
+        grid = torch.full((1, length), -1)
+        if config.positions == "all":
+            grid[0, :-1] = row_id
+        else:
+            grid[0, len(row.prompt) - 1 : -1][mask] = row_id
+        weight = 1.0 if config.objective == "log_prob" else row.advantage
         with tracer.capture(grid):
-            log_probs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-            objective = torch.zeros(())
-            for token, is_own in enumerate(row.mask):
-                if is_own:
-                    place = len(row.prompt) + token
-                    weight = row.advantage if config.objective == "log_prob_advantage" else 1.0
-                    objective = objective + weight * log_probs[0, place - 1, ids[0, place]]
-            objective.backward()
+            log_probs = _response_log_probs(model, row)
+            (factor * weight * log_probs[mask].sum()).backward()
+        ratios.append(float((log_probs.detach() - torch.tensor(row.old_log_probs)).exp()[mask].mean()))
     accepted = [row.reward > config.accepted_above for row in real]
     contrast = {
         "none": [1.0] * len(real),
         "accepted_minus_rejected": [1.0 if a else -1.0 for a in accepted],
         "advantage": [row.advantage for row in real],
+        "mean_ratio": ratios,
     }[config.contrast]
     emitted = tracer.pop_rows([row.prompt_index for row in real], contrast)
     return {
-        (row.prompt_index, row.session_id): Expected(
-            got.scores.tolist(), got.scored, [t for t, is_own in enumerate(row.mask) if is_own]
-        )
+        (row.prompt_index, row.session_id): Expected(got.scores.tolist(), got.scored)
         for row, got in zip(real, emitted, strict=True)
     }

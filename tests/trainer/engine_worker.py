@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
+from influence.capture import CaptureError
 from tests.trainer.engine_data import Response
 
 
@@ -40,6 +43,9 @@ def as_batch(rows: list[Response], scenario: dict[str, Any]) -> Any:
             "loss_mask": nest(masks),
             "old_log_probs": nest([torch.tensor(r.old_log_probs) for r in rows]),
             "advantages": nest([torch.full((len(r.response),), r.advantage) for r in rows]),
+            "ref_log_prob": nest(
+                [torch.tensor(r.old_log_probs) - 0.1 * torch.arange(len(r.response)) for r in rows]
+            ),
             "rm_scores": nest([torch.tensor([0.0] * (len(r.response) - 1) + [r.reward]) for r in rows]),
             "uid": NonTensorStack(*[r.uid for r in rows]),
             "index": torch.tensor([r.prompt_index for r in rows]),
@@ -55,7 +61,7 @@ def as_batch(rows: list[Response], scenario: dict[str, Any]) -> Any:
         epochs=scenario["epochs"],
         seed=0,
         dataloader_kwargs={"shuffle": False},
-        calculate_entropy=False,
+        calculate_entropy=scenario["calculate_entropy"],
         influence_step=scenario["step"],
     )
     return batch
@@ -81,6 +87,8 @@ def training_worker(scenario: dict[str, Any], *, traced: bool) -> Any:
         use_remove_padding=scenario["packed"],
         enable_gradient_checkpointing=scenario["checkpointing"],
         override_config={"attn_implementation": "sdpa"},
+        lora_rank=4 if scenario["adapter"] else 0,
+        lora_adapter_path=scenario["adapter"],
     )
     optimizer = FSDPOptimizerConfig(lr=scenario["learning_rate"], total_training_steps=10)
     engine = FSDPEngineConfig(
@@ -109,6 +117,7 @@ def training_worker(scenario: dict[str, Any], *, traced: bool) -> Any:
         ppo_micro_batch_size_per_gpu=2,
         optim=optimizer,
         use_dynamic_bsz=False,
+        **scenario["actor"],
     )
     worker.set_loss_fn(partial(ppo_loss, config=actor))
     return worker
@@ -124,7 +133,10 @@ def update(scenario: dict[str, Any], rank: int, *, traced: bool) -> dict[str, An
     torch.manual_seed(0)
     worker = training_worker(scenario, traced=traced)
     own = rows[rank :: scenario["num_ranks"]]
-    output = worker.train_mini_batch(as_batch(own, scenario))
+    try:
+        output = worker.train_mini_batch(as_batch(own, scenario))
+    except CaptureError as error:
+        return {"error": str(error)}
     metrics = reduce_metrics(rename_dict(tu.get(output, "metrics"), "actor/"))
     weights = {name: full(tensor) for name, tensor in worker.engine.module.state_dict().items()}
     return {
@@ -140,18 +152,25 @@ def full(tensor: Any) -> torch.Tensor:
 
 
 def main(scenarios_path: str, rank_text: str) -> None:
-    from influence.verl_engine import external  # noqa: F401  (registers the engine)
+    from influence.verl_engine import (
+        capture_pass,
+        external,  # noqa: F401  (registers the engine)
+    )
 
     rank = int(rank_text)
     torch.set_num_threads(1)
     dist.init_process_group("cpu:gloo")
     for scenario in json.loads(Path(scenarios_path).read_text()):
         os.environ.update(INFL_RUN_DIR=scenario["run_dir"], INFL_ATTEMPT="1")
-        result = {"traced": update(scenario, rank, traced=True)}
+        in_place = patch.object(capture_pass, "in_place_cross_entropy", lambda _data: "it is written over")
+        with in_place if scenario["in_place"] else nullcontext():
+            result = {"traced": update(scenario, rank, traced=True)}
         if scenario["compare"]:
             result["stock"] = update(scenario, rank, traced=False)
+        results: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(results, result["traced"].get("error"))
         if rank == 0:
-            torch.save(result, Path(scenario["run_dir"]) / "result.pt")
+            torch.save({**result, "errors": results}, Path(scenario["run_dir"]) / "result.pt")
         dist.barrier()
     dist.destroy_process_group()
 

@@ -5,26 +5,14 @@ Real verl (FSDP, micro-batching, loss, optimizer, metrics), one process a rank, 
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from influence.config import TracerConfig
-from influence.rundir import RunPaths, claim_attempt, create_run, load_step, read_run
-from tests.trainer.conftest import resolve, run_document
+from influence.rundir import load_step
+from tests.trainer.engine_runs import Outcome, assert_scores_by_hand, run_scenarios
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-INFLUENCE = {"influence__projection_dim_factor": 8}
 
 # Between them: padded and packed, fixed and dynamic micro-batches, with and without checkpointing, one and
 # several mini-batches and epochs, both objectives, all contrasts, a tool's tokens, padding rows. FSDP2 only:
@@ -55,75 +43,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Outcome:
-    scenario: dict[str, Any]
-    paths: RunPaths
-    result: dict[str, Any]
-
-
-def _prepare(name: str, scenario: dict[str, Any], root: Path, model: Path) -> dict[str, Any]:
-    from tests.trainer.engine_data import responses
-
-    spec = resolve("alltoken-timing", "tiny-cpu", **{**INFLUENCE, **scenario.get("influence", {})})
-    paths = RunPaths.of(root, f"infl-{name}")
-    create_run(paths, run_document(paths.name, spec))
-    claim_attempt(paths)
-    rows = responses(
-        4, 4, with_tool=scenario.get("with_tool", False), with_padding=scenario.get("with_padding", False)
-    )
-    defaults = {"epochs": 1, "compare": False, "learning_rate": 0.0}
-    return {
-        **defaults,
-        **scenario,
-        "mini_batch_size": len(rows) // scenario.get("num_mini_batches", 1),
-        "rows": rows,
-        "model": str(model),
-        "run_dir": str(paths.root_dir),
-        "step": 1,
-    }
-
-
-def _run_ranks(scenarios: list[dict[str, Any]], num_ranks: int, root: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    path = root / f"scenarios-{num_ranks}.json"
-    path.write_text(json.dumps(scenarios))
-    ranks = []
-    for rank in range(num_ranks):
-        environment = {
-            **os.environ, "VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "influence.cpu.platform",
-            "RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.trainer.engine_worker", str(path), str(rank)]
-        log = (root / f"rank-{num_ranks}-{rank}.log").open("wb")
-        ranks.append((subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log), log))
-    for rank, (process, log) in enumerate(ranks):
-        code = process.wait(timeout=300)
-        log.close()
-        assert code == 0, (root / f"rank-{num_ranks}-{rank}.log").read_text()[-4000:]
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    import torch
-
-    from tests.trainer.engine_data import save_model
-
-    root = tmp_path_factory.mktemp("engine")
-    save_model(root / "model")
-    prepared = {name: _prepare(name, scenario, root, root / "model") for name, scenario in SCENARIOS.items()}
-    for num_ranks in (1, 2):
-        _run_ranks([s for s in prepared.values() if s["num_ranks"] == num_ranks], num_ranks, root)
-    outcomes = {}
-    for name, scenario in prepared.items():
-        paths = RunPaths(Path(scenario["run_dir"]))
-        outcomes[name] = Outcome(
-            scenario, paths, torch.load(paths.root_dir / "result.pt", weights_only=False)
-        )
-    return outcomes
+    return run_scenarios(SCENARIOS, tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(params=SCENARIOS)
@@ -132,33 +54,16 @@ def outcome(request: pytest.FixtureRequest, outcomes: dict[str, Outcome]) -> Out
 
 
 def test_scores_are_those_of_the_plain_model(outcome: Outcome) -> None:
-    from tests.trainer.engine_data import Response, scores_by_hand
-
-    config = TracerConfig.from_mapping(read_run(outcome.paths).spec["influence"])
-    rows = [Response(**row) for row in outcome.scenario["rows"]]
-    expected = scores_by_hand(Path(outcome.scenario["model"]), rows, config)
-    arrays = load_step(outcome.paths.root_dir, 1).arrays
-    tolerance = 3e-6 * float(np.abs(arrays.scores).max())
-    seen = []
-    for r in range(arrays.num_rows):
-        key = int(arrays.prompt_index[r]), int(arrays.session_id[r])
-        span = slice(arrays.row_offsets[r], arrays.row_offsets[r + 1])
-        by_hand = expected[key]
-        np.testing.assert_allclose(arrays.scores[span], by_hand.scores, rtol=0, atol=tolerance)
-        assert arrays.scored[r] == by_hand.scored
-        seen.append(key)
-    assert sorted(seen) == sorted(expected)
-    assert any(e.scored for e in expected.values())
+    assert_scores_by_hand(outcome)
+    num_ranks = outcome.scenario["num_ranks"]
     ranks_of_prompt: dict[int, set[int]] = {}
-    for place, row in enumerate(rows):
-        ranks_of_prompt.setdefault(row.prompt_index, set()).add(place % outcome.scenario["num_ranks"])
-    assert any(len(ranks) == outcome.scenario["num_ranks"] for ranks in ranks_of_prompt.values())
-    assert np.abs(arrays.scores).max() > 0.01
+    for place, row in enumerate(outcome.scenario["rows"]):
+        ranks_of_prompt.setdefault(row["prompt_index"], set()).add(place % num_ranks)
+    assert any(len(ranks) == num_ranks for ranks in ranks_of_prompt.values())
 
 
 def test_columns_are_those_of_the_responses(outcome: Outcome) -> None:
-    arrays = load_step(outcome.paths.root_dir, 1).arrays
-    config = TracerConfig.from_mapping(read_run(outcome.paths).spec["influence"])
+    arrays, config = outcome.arrays, outcome.config
     rows = {(r["prompt_index"], r["session_id"]): r for r in outcome.scenario["rows"]}
     cap = config.max_tokens_per_response
     for r in range(arrays.num_rows):
@@ -177,7 +82,7 @@ def test_columns_are_those_of_the_responses(outcome: Outcome) -> None:
 
 def test_metrics_are_sums_over_ranks_reported_once(outcome: Outcome) -> None:
     metrics = outcome.result["traced"]["metrics"]
-    arrays = load_step(outcome.paths.root_dir, 1).arrays
+    arrays = outcome.arrays
     assert metrics["actor/influence_trace/rows_emitted"] == arrays.num_rows
     assert metrics["actor/influence_trace/captured_tokens"] == arrays.num_positions
     assert metrics["actor/influence_trace/groups"] == 4

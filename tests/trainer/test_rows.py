@@ -89,6 +89,18 @@ def test_row_ids_mark_the_policys_own_tokens_in_both_layouts(batch: list[Sequenc
     assert one_row.tolist() == [[*packed.tolist(), -1, -1, -1]]
 
 
+@given(batches)
+@settings(max_examples=40, deadline=None)
+def test_all_positions_are_those_before_a_sequences_last(batch: list[Sequence]) -> None:
+    data = as_data(batch)
+    ids = [10 + b if b != 1 else -1 for b in range(len(batch))]
+    expected = []
+    for row_id, s in zip(ids, batch, strict=True):
+        row = [row_id if any(s.mask) else -1] * (len(s.prompt) + len(s.response) - 1)
+        expected += [*row, -1]
+    assert packed_row_ids(data, ids, "all").tolist() == expected
+
+
 def test_a_grid_that_cannot_hold_the_tokens_is_refused() -> None:
     data = as_data([Sequence([1], [2, 3], [1, 1], [0, 0]), Sequence([1], [2], [1], [0])])
     packed = packed_row_ids(data, [0, 1])
@@ -127,6 +139,9 @@ def test_rows_are_read_from_whatever_holds_a_column() -> None:
     first, second = read_rows(data)
     assert (first.key, first.prompt_index, first.reward) == (("000001-000004", 2), 7, 1.0)
     assert (first.token_ids.tolist(), first.mask.tolist()) == ([3, 4], [True, False])
+    assert first.prompt_ids.tolist() == [1, 2]
+    assert first.positions("response").tolist() == [0]
+    assert first.positions("all").tolist() == [-1, 0, 1]
     assert first.log_probs.tolist() == pytest.approx([-0.1, -0.2])
     assert not first.is_padding
     assert second.is_padding

@@ -1,0 +1,45 @@
+"""Small tables of the host, brought to the device in one copy that the host does not wait for, and results
+brought back in one that it does wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+
+def to_device(columns: Sequence[ArrayLike], device: torch.device) -> list[Tensor]:
+    """Whole numbers as int64 and others as float64, each in its own shape, by a single copy.
+
+    From a page-locked buffer on a GPU, where a copy from ordinary memory would wait for the stream.
+    """
+    arrays = [_eight_bytes(np.asarray(column)) for column in columns]
+    buffer = np.concatenate([array.reshape(-1).view(np.int64) for array in arrays])
+    host = torch.from_numpy(buffer)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    flat = host.to(device, non_blocking=True)
+    parts = torch.split(flat, [array.size for array in arrays])
+    return [
+        (part.view(torch.float64) if array.dtype == np.float64 else part).view(array.shape)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU, page-locked when it comes from a GPU; the host waits until it is there."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
+
+
+def _eight_bytes(values: NDArray[Any]) -> NDArray[Any]:
+    is_whole = values.dtype.kind in "biu"
+    return np.ascontiguousarray(values, dtype=np.int64 if is_whole else np.float64)
