@@ -11,12 +11,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from influence.config import TracerConfig
+    from influence.capture import CaptureError, MicroBatchCapture
+    from influence.config import InfluenceWarning, TracerConfig, TracerConfigError
+    from influence.groups import GatherError
+    from influence.memory import MemoryEstimate, estimate_memory
+    from influence.score import RowScores
     from influence.tracer import InfluenceTracer
 
-__all__ = ["InfluenceTracer", "TracerConfig"]
+__all__ = [
+    "CaptureError",
+    "GatherError",
+    "InfluenceTracer",
+    "InfluenceWarning",
+    "MemoryEstimate",
+    "MicroBatchCapture",
+    "RowScores",
+    "TracerConfig",
+    "TracerConfigError",
+    "estimate_memory",
+]
 
-_HOMES = {"InfluenceTracer": "influence.tracer", "TracerConfig": "influence.config"}
+_HOMES = {
+    "CaptureError": "influence.capture",
+    "GatherError": "influence.groups",
+    "InfluenceTracer": "influence.tracer",
+    "InfluenceWarning": "influence.config",
+    "MemoryEstimate": "influence.memory",
+    "MicroBatchCapture": "influence.capture",
+    "RowScores": "influence.score",
+    "TracerConfig": "influence.config",
+    "TracerConfigError": "influence.config",
+    "estimate_memory": "influence.memory",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -47,12 +47,13 @@ class FactorStore:
     call whose gradient does not arrive leaves nothing behind.
     """
 
-    def __init__(self, selection: TokenSelection, layout: FactorLayout, device: torch.device) -> None:
+    def __init__(
+        self, selection: TokenSelection, layout: FactorLayout, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.selection = selection
         self.layout = layout
         self.device = device
-        self.dtype: torch.dtype | None = None
-        """Of the factors: what the first layer computed in asks for."""
+        self.dtype = dtype
         self.factors: list[Tensor] = []
         self._has_gradient: list[set[int]] = []
         self._num_calls = [0] * len(layout.places)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -77,31 +76,32 @@ def plan_scores(
     rows that are not scored (`is_scored` [n]) get no tiles: what was captured there may be NaN.
     """
     num_slots = [batch.selection.num_slots for batch in batches]
-    starts = [0, *accumulate(num_slots)]
-    row_starts = [0, *accumulate(len(batch.selection.row_ids) for batch in batches)]
-    slots = [batch.selection.row_slots.astype(np.int64) for batch in batches]
-    row_slots = np.zeros((place_of.size, 2), dtype=np.int64)
-    for index, slots_R2 in enumerate(slots):
-        row_slots[place_of[row_starts[index] : row_starts[index + 1]]] = slots_R2 + starts[index]
+    starts = np.cumsum([0, *num_slots])
+    batch_of = np.repeat(np.arange(len(batches)), [len(batch.selection.row_ids) for batch in batches])
+    slots_n2 = np.concatenate(
+        [np.empty((0, 2), np.int32), *(batch.selection.row_slots for batch in batches)], dtype=np.int64
+    )
+    row_slots = np.empty_like(slots_n2)
+    row_slots[place_of] = slots_n2 + starts[batch_of, np.newaxis]
 
-    chunks = [(index, batch.factors[0]) for index, batch in enumerate(batches)]
-    chunks += [(index, factors) for index, batch in enumerate(batches) for factors in batch.factors[1:]]
-    tables = [np.empty((0, 4), dtype=np.int64)]
-    for number, (index, _) in enumerate(chunks):
-        places = place_of[row_starts[index] : row_starts[index + 1]]
-        table = np.column_stack([np.full_like(places, number), slots[index], places])
-        tables.append(table[is_scored[places]])
-    owners = [index for index, _ in chunks[len(batches) :]]
-    further_starts = accumulate((num_slots[index] for index in owners), initial=starts[-1])
+    table = np.column_stack([batch_of, slots_n2, place_of])[is_scored[place_of]]
+    tables, further = [table], []
+    factors = [batch.factors[0] for batch in batches]
+    start = int(starts[-1])
+    for index, batch in enumerate(batches):
+        for part in batch.factors[1:]:
+            more = table[table[:, 0] == index]
+            more[:, 0] = len(factors)
+            tables.append(more)
+            further.append((start, int(starts[index]), num_slots[index]))
+            factors.append(part)
+            start += num_slots[index]
     return ScorePlan(
-        factors=tuple(factors for _, factors in chunks),
+        factors=tuple(factors),
         tiles=on_device(token_tiles(*np.concatenate(tables).T), device),
         row_slots=row_slots,
-        num_slots=starts[-1],
-        further=tuple(
-            (start, starts[index], num_slots[index])
-            for start, index in zip(further_starts, owners, strict=False)
-        ),
+        num_slots=int(starts[-1]),
+        further=tuple(further),
         gradient_scale=_gradient_scale(batches, place_of, device),
     )
 
@@ -130,19 +130,24 @@ def emit_rows(
     total: Sequence[float],
     is_scored: Sequence[bool],
 ) -> list[RowScores]:
-    """Cut the scores of all slots, on the CPU, into rows in the order of their ids."""
-    captured = [
-        (row_id, batch.selection.positions[start:end])
+    """Cut the scores of all slots into rows in the order of their ids: views, and none is read yet."""
+    if not batches:
+        return []
+    # Rows lie one after another, each followed by the slots that fill it up to a multiple of the alignment.
+    cuts = np.append(row_slots[place_of].reshape(-1), scores.numel())
+    row_scores = torch.split(scores, np.diff(cuts).tolist())[::2]
+    positions = [
+        part
         for batch in batches
-        for row_id, (start, end) in zip(
-            batch.selection.row_ids, pairwise(batch.selection.row_offsets), strict=True
+        for part in torch.split(
+            batch.selection.positions, np.diff(np.asarray(batch.selection.row_offsets)).tolist()
         )
     ]
-    order = np.empty_like(place_of)
-    order[place_of] = np.arange(place_of.size)
+    row_ids = [row_id for batch in batches for row_id in batch.selection.row_ids]
+    order = np.argsort(place_of).tolist()
     return [
-        RowScores(captured[index][0], scores[first:end], captured[index][1], total[row], is_scored[row])
-        for row, (index, (first, end)) in enumerate(zip(order.tolist(), row_slots.tolist(), strict=True))
+        RowScores(row_ids[index], row_scores[index], positions[index], total[row], is_scored[row])
+        for row, index in enumerate(order)
     ]
 
 

@@ -30,14 +30,23 @@ def to_device(columns: Sequence[ArrayLike], device: torch.device) -> list[Tensor
     ]
 
 
-def to_host(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU, page-locked when it comes from a GPU; the host waits until it is there."""
-    if not tensor.is_cuda:
-        return tensor.cpu()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).synchronize()
-    return host
+class HostCopy:
+    """A tensor on its way to the CPU: `tensor` can be cut into views at once, and read after `wait`."""
+
+    def __init__(self, source: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if not source.is_cuda:
+            self.tensor = source.cpu()
+            return
+        self.tensor = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        self.tensor.copy_(source, non_blocking=True)
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._arrived.record(torch.cuda.current_stream(source.device))
+
+    def wait(self) -> None:
+        """Until the numbers are there; the host is free before that."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
 
 
 def _eight_bytes(values: NDArray[Any]) -> NDArray[Any]:

@@ -168,7 +168,7 @@ class _GroupSolver:
         """For each local row: its index, ``H^-1 d`` as [B, D], and how many systems needed a floor."""
         dim, device = self._batch.kind.dim, self._rows.gradients.device
         num_modules = len(self._batch.places)
-        room = MATRIX_BYTES // (8 * num_modules * dim * dim)
+        room = kept_matrices(num_modules, dim)
         H_BDD = torch.zeros(num_modules, dim, dim, dtype=torch.float64, device=device)
         kept: dict[int, Tensor] = {}
         for row in self._local:
@@ -234,10 +234,19 @@ class _GroupSolver:
             H_BDD.baddbmm_(Z_BDT, Z_BDT.mT)
 
 
+def modules_a_batch(kind: ShapeClass) -> int:
+    """B, for D x D matrices of four kinds: H, H less the response's own, that with damping, and a factor."""
+    return min(len(kind.members), max(1, MATRIX_BYTES // (8 * 4 * kind.dim**2)))
+
+
+def kept_matrices(num_modules: int, dim: int) -> int:
+    """How many responses' own H_r are kept in a batch of modules rather than formed twice."""
+    return MATRIX_BYTES // (8 * num_modules * dim * dim)
+
+
 def _batches(layout: FactorLayout, device: torch.device) -> Iterator[_Batch]:
     for kind in layout.classes:
-        # Its matrices: H, H less the response's own, that with damping, and a factor.
-        size = max(1, MATRIX_BYTES // (8 * 4 * kind.dim**2))
+        size = modules_a_batch(kind)
         for first in range(0, len(kind.members), size):
             places = range(first, min(first + size, len(kind.members)))
             modules = [layout.places[kind.members[place]] for place in places]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from influence.capture import ActivationCapture, CaptureError, MicroBatchCapture
 from influence.config import InfluenceWarning, TracerConfig
 from influence.groups import GroupPlan, gather_rows, plan_groups
+from influence.handle import GradientScale
 from influence.kernels import on_device
 from influence.micro_batch import MicroBatch, response_dtype
 from influence.modules import find_modules
 from influence.score import RowScores, emit_rows, plan_scores, score_slots
-from influence.staging import to_host
+from influence.staging import HostCopy
 from influence.timing import PhaseTimer
 from influence.token_hessian import TokenFactors
 from influence.weights import RowWeights, row_weights
@@ -83,7 +84,7 @@ class InfluenceTracer:
 
     @contextmanager
     def capture(
-        self, row_ids: Tensor, gradient_scale: Mapping[int, float] | Sequence[float] | Tensor | None = None
+        self, row_ids: Tensor, gradient_scale: GradientScale | None = None
     ) -> Iterator[MicroBatchCapture]:
         """Capture one micro-batch: run the forward and the backward of the objective inside.
 
@@ -139,10 +140,11 @@ class InfluenceTracer:
                 scores = score_slots(score_plan, weights.matrices, weights.is_finite, layout)
             with timer.span("score_aggregation"):
                 with timer.span("copy_to_host"):
-                    scores = to_host(scores)
+                    copy = HostCopy(scores)
                 emitted = emit_rows(
-                    batches, place_of, scores, score_plan.row_slots, weights.total, weights.is_scored
+                    batches, place_of, copy.tensor, score_plan.row_slots, weights.total, weights.is_scored
                 )
+                copy.wait()
             self._count(batches, plan, weights)
         return emitted
 

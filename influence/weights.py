@@ -91,11 +91,11 @@ def solve_groups(
     `modules` spares the copy of the modules' numbers; for `floor_failures` see `dual_weights`.
     """
     modules = modules or module_numbers(layout, G_NRD.device)
-    blocks = [_block(G_NRD, *place) for place in _blocks_of_one_dim(layout)]
+    blocks = [_block(G_NRD, *place) for place in blocks_of_one_dim(layout)]
     K_MNRR = torch.cat([response_gram(G_CNRD) for G_CNRD in blocks])
     # Of a gradient that is not finite, the whole row and column of K, and nothing else, may be no number.
     is_finite_MNR = K_MNRR.diagonal(dim1=-2, dim2=-1).isfinite()
-    K_MNRR = torch.where(is_finite_MNR.unsqueeze(-1) & is_finite_MNR.unsqueeze(-2), K_MNRR, 0.0)
+    K_MNRR.masked_fill_(~(is_finite_MNR.unsqueeze(-1) & is_finite_MNR.unsqueeze(-2)), 0.0)
     # A response whose gradient is dropped has no contrast in that module either.
     contrast_MNR = contrast_NR * is_finite_MNR
     nothing_MN = torch.zeros(K_MNRR.shape[:2], dtype=torch.bool, device=K_MNRR.device)
@@ -245,7 +245,7 @@ def _stack_tables(stack: Sequence[Sequence[int]], rows: GatheredRows) -> list[ND
     ]
 
 
-def _blocks_of_one_dim(layout: FactorLayout) -> list[tuple[int, int, int]]:
+def blocks_of_one_dim(layout: FactorLayout) -> list[tuple[int, int, int]]:
     """(first number, number of modules, D of each) of modules side by side whose gradients are as large.
 
     Systems do not ask for the shape of a gradient, so neighbouring classes such as gate and down go together.

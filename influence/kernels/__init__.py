@@ -7,7 +7,10 @@
 `damped_inverse`           Gram matrices, to the inverses that weights are made of
 ========================== ======================================================================
 
-`plain` has each in pure PyTorch, for any device and type.
+Each has a reference in `plain`, in pure PyTorch for any device and type, and a Triton kernel in `gpu`
+for what a training run has: bfloat16 factors on a GPU. The functions here choose by the tensors they
+get; ``INFL_KERNELS=plain`` in the environment chooses the reference always. Both are deterministic: there
+are no atomic additions.
 
 Shapes: T tokens of a micro-batch, W slots of its factors, F and D as in `influence.layout.FactorLayout`,
 R responses of a micro-batch, n responses of a step.
@@ -15,7 +18,10 @@ R responses of a micro-batch, n responses of a step.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -37,6 +43,8 @@ __all__ = [
     "token_tiles",
 ]
 
+KERNELS_VARIABLE = "INFL_KERNELS"
+
 
 @torch.no_grad()
 def project(values_TX: Tensor, signs_KX: Tensor, source_W: Tensor, out_KW: Tensor) -> None:
@@ -47,7 +55,12 @@ def project(values_TX: Tensor, signs_KX: Tensor, source_W: Tensor, out_KW: Tenso
     float32 (float64 for float64). Tokens that no slot names are not read. Modules that share an input
     can be projected at once: their rows of v are neighbours.
     """
-    plain.project(values_TX, signs_KX, source_W, out_KW)
+    if _has_kernel(out_KW):
+        from influence.kernels.gpu.project import project as project_on_gpu
+
+        project_on_gpu(values_TX, signs_KX, source_W, out_KW)
+    else:
+        plain.project(values_TX, signs_KX, source_W, out_KW)
 
 
 @torch.no_grad()
@@ -58,7 +71,12 @@ def response_gradients(factors_FW: Tensor, row_slots: RowSlots, layout: FactorLa
     `SLOT_ALIGNMENT`. `out` is float32 or float64 and is overwritten. Sums are float32 at least, whatever
     the process allows TF32 for.
     """
-    plain.response_gradients(factors_FW, row_slots, layout, out_RD)
+    if _has_kernel(factors_FW):
+        from influence.kernels.gpu.response_gradients import response_gradients as gradients_on_gpu
+
+        gradients_on_gpu(factors_FW, row_slots, layout, out_RD)
+    else:
+        plain.response_gradients(factors_FW, row_slots, layout, out_RD)
 
 
 @torch.no_grad()
@@ -77,7 +95,12 @@ def score(
     module adds nothing to that row, whatever its factors and weights hold. `weights` carry the scale of both
     projections. `out` is ``[sum W_i]``, the chunks one after another, in float32 or float64.
     """
-    plain.score(chunks, tiles, weights_nD, is_finite_nm, layout, out)
+    if chunks and _has_kernel(chunks[0]):
+        from influence.kernels.gpu.score import score as score_on_gpu
+
+        score_on_gpu(chunks, tiles, weights_nD, is_finite_nm, layout, out)
+    else:
+        plain.score(chunks, tiles, weights_nD, is_finite_nm, layout, out)
 
 
 @torch.no_grad()
@@ -87,4 +110,24 @@ def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]
     Where lambda is not above zero, the system has no direction: its inverse is zero, and it did not fail.
     The inverse of a failed system is zero, too. Returns (inverse [B, R, R], failed bool [B]).
     """
+    if gram_BRR.is_cuda and gram_BRR.shape[-1] <= 64 and _may_use_kernels():
+        from influence.kernels.gpu.damped_inverse import damped_inverse as inverse_on_gpu
+
+        return inverse_on_gpu(gram_BRR, damping_B)
     return plain.damped_inverse(gram_BRR, damping_B)
+
+
+def _has_kernel(factors: Tensor) -> bool:
+    return factors.is_cuda and factors.dtype == torch.bfloat16 and _may_use_kernels()
+
+
+def _may_use_kernels() -> bool:
+    choice = os.environ.get(KERNELS_VARIABLE, "auto")
+    if choice not in ("auto", "plain"):
+        raise ValueError(f"{KERNELS_VARIABLE} is {choice!r}; it can be 'auto' (the default) or 'plain'")
+    return choice == "auto" and _triton_is_installed()
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None

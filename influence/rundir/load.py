@@ -35,7 +35,7 @@ class StepRow:
     scores: Float32
     """[n]"""
     positions: Int64
-    """[n], each score's token in the response, from 0."""
+    """[n], each score's token in the response, from 0; negative: in the prompt, whose last token is -1."""
     token_ids: Int64 | None
     """[n]"""
     log_probs: Float32 | None
@@ -75,14 +75,19 @@ class StepView:
             )
 
     def padded(self) -> npt.NDArray[np.float32]:
-        """Scores float32 [R, length of the longest response], each at its token; NaN: not captured."""
+        """Scores float32 [R, length of the longest response], each at its token; NaN: not captured.
+
+        Of the responses alone: `rows` has the scores of prompts, too.
+        """
         arrays, positions = self.arrays, self._positions()
         width = max(
             int(arrays.response_length.max(initial=0)),
             int(positions.max(initial=-1)) + 1,
         )
         padded = np.full((arrays.num_rows, width), np.nan, dtype=np.float32)
-        padded[np.repeat(np.arange(arrays.num_rows), arrays.row_lengths), positions] = arrays.scores
+        in_response = positions >= 0
+        row = np.repeat(np.arange(arrays.num_rows), arrays.row_lengths)
+        padded[row[in_response], positions[in_response]] = arrays.scores[in_response]
         return padded
 
     def _positions(self) -> Int64:

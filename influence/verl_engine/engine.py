@@ -48,10 +48,12 @@ class InfluenceEngine(FSDPEngineWithLMHead):
         if self.engine_config.forward_only:
             super().initialize()
             return
-        require_traceable(self.model_config, self.engine_config)
+        output = RunOutput.from_environment()
+        config = output.tracer_config
+        require_traceable(self.model_config, self.engine_config, config.capture)
         super().initialize()
-        self._output = RunOutput.from_environment()
-        self._tracer = InfluenceTracer(self.module, self._output.tracer_config, self._process_group())
+        self._output = output
+        self._tracer = InfluenceTracer(self.module, config, self._process_group())
         self._watch = Stopwatch(on_gpu=get_device_name() == "cuda")
         self._capture = CapturePass(
             self._tracer,

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from influence.verl_engine.rows import packed_response_values, packed_weights
+from influence.verl_engine.rows import predicting_positions
 
 FUSED: Final = "fused"
 SHARED: Final = "shared"
@@ -126,43 +126,28 @@ def judge(
     """
     device = head.log_probs.device
     lengths = data["input_ids"].offsets().diff().to(device)
-    num_rows = lengths.numel()
-    row_T = torch.repeat_interleave(torch.arange(num_rows, device=device), lengths)
-    own_T = packed_weights(data, "log_prob").to(device, torch.float64)
-    old_T = packed_response_values(data, data["old_log_probs"].values().float()).to(device, torch.float64)
-    advantage_T = packed_weights(data, "log_prob_advantage").to(device, torch.float64)
+    row_T = torch.repeat_interleave(torch.arange(lengths.numel(), device=device), lengths)
+    own_T, advantage_T, old_T = _packed(data, device)
     c_T = head.coefficients.double()
-    ratio_T = (own_T * (head.log_probs.double() - old_T)).exp()
-
-    def per_row(values_T: Tensor) -> Tensor:
-        return torch.zeros(num_rows, dtype=torch.float64, device=device).index_add_(
-            0, row_T, values_T.double()
-        )
-
+    ratio_T = (own_T * head.log_probs.double() - old_T).exp()
     weight_T = own_T if objective == "log_prob" else advantage_T
-    norm = per_row(weight_T * weight_T)
-    factor = per_row(c_T * weight_T) / torch.where(norm > 0, norm, 1.0)
+
+    def per_row(*columns_T: Tensor) -> Tensor:
+        table_Tk = torch.stack([column.double() for column in columns_T], dim=1)
+        return torch.segment_reduce(table_Tk, "sum", lengths=lengths, axis=0, unsafe=True)
+
+    sums = per_row(c_T * weight_T, weight_T**2)
+    factor = sums[:, 0] / torch.where(sums[:, 1] > 0, sums[:, 1], 1.0)
     wanted_T = factor[row_T] * weight_T
     # Negated, so that a coefficient that is not a number does not pass.
-    num_wrong = per_row(~((c_T - wanted_T).abs() <= relative_tolerance * wanted_T.abs()))
-    num_off = per_row(~((ratio_T - 1).abs() <= relative_tolerance))
-    num_clipped = per_row((c_T == 0) & (advantage_T != 0))
-    table = torch.stack(
-        [
-            per_row(own_T),
-            per_row(own_T * ratio_T),
-            per_row(c_T.abs()),
-            per_row(advantage_T.abs()),
-            norm,
-            factor,
-            num_wrong,
-            num_off,
-            num_clipped,
-        ]
-    )
+    is_wrong_T = ~((c_T - wanted_T).abs() <= relative_tolerance * wanted_T.abs())
+    is_off_T = ~((ratio_T - 1).abs() <= relative_tolerance)
+    is_clipped_T = (c_T == 0) & (advantage_T != 0)
+    counts = per_row(own_T, own_T * ratio_T, c_T.abs(), advantage_T.abs(), is_wrong_T, is_off_T, is_clipped_T)
+    table = torch.cat([counts, sums[:, 1:], factor[:, None]], dim=1).tolist()
     reasons, scales, ratios, num_on_policy = {head.obstacle}, {}, {}, 0
-    for row_id, (own, ratio, gradient, advantage, size, a, wrong, off, clipped) in zip(
-        row_ids, table.T.tolist(), strict=True
+    for row_id, (own, ratio, gradient, advantage, wrong, off, clipped, size, a) in zip(
+        row_ids, table, strict=True
     ):
         if row_id < 0 or own == 0:
             continue
@@ -176,6 +161,19 @@ def judge(
         return Verdict(None, dict.fromkeys(ratios, 1.0), ratios, num_on_policy)
     reason = next((reason for reason in REASONS if reason in reasons), None)
     return Verdict(reason, scales, ratios, num_on_policy)
+
+
+def _packed(data: Any, device: torch.device) -> Tensor:
+    """Mask, advantages and old log-probabilities of the policy's own tokens, float64 [3, T]; 0 elsewhere."""
+    mask, advantages, old = (
+        data[name].values().to(device, torch.float64)
+        for name in ("response_mask", "advantages", "old_log_probs")
+    )
+    packed = torch.zeros(3, data["input_ids"].values().shape[0], dtype=torch.float64, device=device)
+    packed[:, predicting_positions(data).to(device)] = mask * torch.stack(
+        [torch.ones_like(mask), advantages, old]
+    )
+    return packed
 
 
 def _values(column: Tensor) -> Tensor:

@@ -181,13 +181,6 @@ def as_model_grid(packed_T: Tensor, data: Any, grid: Sequence[int]) -> Tensor:
     return rows
 
 
-def packed_response_values(data: Any, values_L: Tensor) -> Tensor:
-    """A column of all response tokens, one after the other, in the packed layout; 0 elsewhere."""
-    packed = torch.zeros(data["input_ids"].values().shape[0], dtype=values_L.dtype, device=values_L.device)
-    packed[predicting_positions(data).to(values_L.device)] = values_L
-    return packed
-
-
 def packed_weights(data: Any, objective: str) -> Tensor:
     """Weight of every token's log-probability in the objective, float32 [tokens], on the batch's device.
 
@@ -196,4 +189,6 @@ def packed_weights(data: Any, objective: str) -> Tensor:
     """
     mask = data["response_mask"].values().float()
     weights = mask * data["advantages"].values().float() if objective == "log_prob_advantage" else mask
-    return packed_response_values(data, weights)
+    packed = torch.zeros(data["input_ids"].values().shape[0], device=weights.device)
+    packed[predicting_positions(data).to(weights.device)] = weights
+    return packed

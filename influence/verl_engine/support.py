@@ -8,9 +8,10 @@ import torch
 from verl.utils.torch_dtypes import PrecisionType
 
 from influence.verl_engine.compose import ConfigurationError, require_dense
+from influence.verl_engine.fused import FUSED
 
 
-def require_traceable(model_config: Any, engine_config: Any) -> None:
+def require_traceable(model_config: Any, engine_config: Any, capture: str) -> None:
     """Refuse an engine whose layers, tokens or loss the tracer does not see whole.
 
     The trainer refuses most of this before it starts (`require_supported`); here it holds for whoever
@@ -19,6 +20,7 @@ def require_traceable(model_config: Any, engine_config: Any) -> None:
     Args:
         model_config: verl's ``HFModelConfig``.
         engine_config: verl's ``FSDPEngineConfig``.
+        capture: the tracer's option.
 
     Raises:
         ConfigurationError: names the setting and what to use instead.
@@ -44,5 +46,10 @@ def require_traceable(model_config: Any, engine_config: Any) -> None:
     for name in ("use_fused_kernels", "use_liger"):
         if getattr(model_config, name, False):
             raise ConfigurationError(f"model.{name} bypasses the traced layers: set it to False")
+    if getattr(model_config, "enable_activation_offload", False) and capture != FUSED:
+        raise ConfigurationError(
+            "model.enable_activation_offload counts on one backward through all layers a forward, which "
+            f"influence.capture: {capture} does not keep to: set it to False, or use capture: fused"
+        )
     if getattr(model_config, "hf_config", None) is not None:
         require_dense(model_config.hf_config)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from influence import InfluenceTracer, TracerConfig
 from influence.capture import ActivationCapture, CaptureError
 from influence.config import TracerConfigError
+from influence.kernels import SLOT_ALIGNMENT
 from influence.micro_batch import MicroBatch, response_dtype, storage_dtype
 from influence.modules import find_modules
 from influence.selection import select_tokens
@@ -79,6 +80,21 @@ def test_checkpointing_does_not_matter(checkpointing: str, num_passes: int) -> N
     expected = all_scores(TinyTransformer(num_passes=num_passes))
     found = all_scores(TinyTransformer(num_passes=num_passes, checkpointing=checkpointing))
     assert relative_error(found, expected) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_traced_first", [True, False])
+def test_a_compiled_model_scores_as_it_does_uncompiled(is_traced_first: bool) -> None:
+    expected = all_scores(TinyTransformer())
+    model, batch = TinyTransformer(), padded(RESPONSES)
+    tracer = InfluenceTracer(model, CONFIG) if is_traced_first else None
+    compiled = torch.compile(model, backend="aot_eager")
+    if tracer is None:
+        objective(compiled, batch).backward()
+        tracer = InfluenceTracer(compiled, CONFIG)
+    capture(tracer, compiled, batch)
+    rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
+    assert relative_error(torch.cat([row.scores for row in rows]), expected) < 1e-12
 
 
 def test_the_first_layer_counts_though_its_input_needs_no_gradient() -> None:
@@ -209,6 +225,15 @@ class TestMisuse:
         ):
             objective(model, batch).backward()
 
+    def test_the_same_number_of_tokens_in_another_shape(self) -> None:
+        model, batch = TinyTransformer(), padded(RESPONSES)
+        tracer = InfluenceTracer(model, CONFIG)
+        with (
+            pytest.raises(CaptureError, match=r"shape \(6, 9, 8\) where row_ids asks for tokens \(9, 6\)"),
+            tracer.capture(batch.row_ids.T.contiguous()),
+        ):
+            objective(model, batch).backward()
+
     def test_a_row_in_two_micro_batches(self) -> None:
         model = TinyTransformer()
         tracer = InfluenceTracer(model, CONFIG)
@@ -298,6 +323,21 @@ def test_selection_sorts_tokens_by_row_and_caps_each_row(ids: list[int], most: i
         if len(positions) > 1:
             gaps = [b - a for a, b in pairwise(positions)]
             assert max(gaps) - min(gaps) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=80), st.sampled_from([-1, 1, 3, 17]))
+def test_every_captured_token_has_a_slot_and_rows_start_aligned(ids: list[int], most: int) -> None:
+    selection = select_tokens(torch.tensor([ids]), most)
+    assert selection.num_slots % SLOT_ALIGNMENT == 0
+    slots = selection.row_slots.tolist()
+    assert [first for first, _ in slots] == [
+        end + (-end) % SLOT_ALIGNMENT for end in [0, *(end for _, end in slots)][: len(slots)]
+    ]
+    in_rows = [selection.source[first:end].tolist() for first, end in slots]
+    assert [token for row in in_rows for token in row] == selection.token_index.tolist()
+    assert int((selection.source >= 0).sum()) == len(selection.token_index)
+    assert [end - first for first, end in slots] == [b - a for a, b in pairwise(selection.row_offsets)]
 
 
 def test_capping_keeps_the_middles_of_equal_stretches() -> None:

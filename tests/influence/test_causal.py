@@ -43,6 +43,11 @@ def steps_along_tokens(
         if config.hessian == "response":
             size = num_rows if config.damping_mode == "trace_over_responses" else dim
             H = G.T @ G + config.damping * (G * G).sum() / size * H
+        elif config.hessian == "token":
+            H = (
+                torch.cat(by_response).T @ torch.cat(by_response)
+                + config.damping * (G * G).sum() / num_rows * H
+            )
         d_out, d_in = model.get_submodule(name).weight.shape
         P_in = projection_matrix(name, "in", d_in, d_in, config.seed)
         P_out = projection_matrix(name, "out", d_out, d_out, config.seed)
@@ -108,6 +113,10 @@ def test_default_damping_predicts_the_change(prediction: Callable[..., float]) -
 
 def test_identity_predicts_the_change(prediction: Callable[..., float]) -> None:
     assert prediction(hessian="identity") >= 0.99
+
+
+def test_the_curvature_of_positions_predicts_the_change(prediction: Callable[..., float]) -> None:
+    assert prediction(hessian="token") >= 0.99
 
 
 @pytest.mark.filterwarnings("ignore:.*effective degrees of freedom")

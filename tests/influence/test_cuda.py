@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import fields
 
 import pytest
 import torch
 
 from influence import InfluenceTracer, TracerConfig
+from influence.score import RowScores
 from influence.timing import PHASES
-from tests.influence.tiny_model import TinyTransformer, TokenBatch, make_responses, objective, padded
-from tests.influence.tracing import capture_and_pop
+from tests.influence.tiny_model import (
+    TinyTransformer,
+    TokenBatch,
+    make_responses,
+    objective,
+    padded,
+    token_terms,
+)
+from tests.influence.tracing import capture, capture_and_pop
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -34,6 +43,10 @@ def scores(model: TinyTransformer, lay_out: object) -> tuple[torch.Tensor, Influ
     rows = capture_and_pop(tracer, model, [RESPONSES[:3], RESPONSES[3:]], lay_out)  # type: ignore[arg-type]
     assert all(row.scores.device.type == "cpu" for row in rows)
     return torch.cat([row.scores for row in rows]).double(), tracer
+
+
+def pop(tracer: InfluenceTracer) -> list[RowScores]:
+    return tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
 
 
 @pytest.mark.parametrize(
@@ -66,3 +79,43 @@ def test_gradients_are_bitwise_equal_with_and_without_tracing() -> None:
         assert all(torch.equal(plain, traced) for plain, traced in pairs)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_an_objective_can_share_the_forward_and_nothing_waits() -> None:
+    model = TinyTransformer(dtype=torch.bfloat16).cuda()
+    tracer = InfluenceTracer(model, CONFIG)
+    batches = [on_gpu(RESPONSES[:3]), on_gpu(RESPONSES[3:])]
+    for is_first in (True, False):  # what is made once, kernels and signs, may wait
+        model.zero_grad()
+        torch.cuda.set_sync_debug_mode("default" if is_first else "error")
+        try:
+            for batch in batches:
+                with tracer.capture(batch.row_ids) as micro_batch:
+                    terms = token_terms(model, batch)
+                    micro_batch.backward(terms.sum(), retain_graph=True)
+                terms.square().sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        rows = pop(tracer)
+    assert all(row.scored for row in rows)
+    expected, _ = scores(TinyTransformer(dtype=torch.bfloat16).cuda(), on_gpu)
+    found = torch.cat([row.scores for row in rows]).double()
+    assert float(torch.corrcoef(torch.stack([expected, found]))[0, 1]) > 0.999
+
+
+def test_popping_rows_waits_for_the_solve_and_for_the_scores_alone() -> None:
+    model = TinyTransformer(dtype=torch.bfloat16).cuda()
+    tracer = InfluenceTracer(model, CONFIG)
+    for _ in range(2):
+        for part in (RESPONSES[3:], RESPONSES[:3]):
+            capture(tracer, model, on_gpu(part))
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                rows = pop(tracer)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert len(rows) == len(RESPONSES)
+    # The wait for the event behind the scores is no synchronization of the stream.
+    assert len([w for w in seen if "synchronizing" in str(w.message)]) == 1

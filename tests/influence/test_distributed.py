@@ -14,7 +14,15 @@ import torch.multiprocessing as mp
 
 from influence import InfluenceTracer, TracerConfig
 from tests.influence.brute_force import relative_error
-from tests.influence.tiny_model import Layer, Response, TinyTransformer, make_responses, objective, padded
+from tests.influence.tiny_model import (
+    Layer,
+    Response,
+    TinyTransformer,
+    make_responses,
+    objective,
+    padded,
+    token_terms,
+)
 from tests.influence.tracing import capture, capture_and_pop, trace
 
 pytestmark = pytest.mark.slow
@@ -44,12 +52,12 @@ def _rank(rank: int, job: Callable[[int], Any], num_ranks: int, folder: str) -> 
 
 
 def rows_of_rank(rank: int, num_ranks: int) -> list[list[Response]]:
-    """Groups span ranks; a third rank has no rows."""
-    holders = min(num_ranks, 2)
+    """Groups span ranks; a third rank of three has no rows, and those of four have different numbers."""
+    holders = 2 if num_ranks == 3 else num_ranks
     if rank >= holders:
         return []
     mine = [r for i, r in enumerate(RESPONSES) if i * holders // len(RESPONSES) == rank]
-    return [mine[:2], mine[2:]]
+    return [part for part in (mine[:2], mine[2:]) if part]
 
 
 def score_on(rank: int, num_ranks: int, scope: str) -> dict[str, Any]:
@@ -72,6 +80,10 @@ def score_per_prompt_on_3(rank: int) -> dict[str, Any]:
     return score_on(rank, 3, "per_prompt")
 
 
+def score_per_prompt_on_4(rank: int) -> dict[str, Any]:
+    return score_on(rank, 4, "per_prompt")
+
+
 def score_batch_on_2(rank: int) -> dict[str, Any]:
     return score_on(rank, 2, "batch")
 
@@ -81,9 +93,10 @@ def score_batch_on_2(rank: int) -> dict[str, Any]:
     [
         (score_per_prompt_on_2, 2, "per_prompt"),
         (score_per_prompt_on_3, 3, "per_prompt"),
+        (score_per_prompt_on_4, 4, "per_prompt"),
         (score_batch_on_2, 2, "batch"),
     ],
-    ids=["2 ranks", "3 ranks, one without rows", "batch"],
+    ids=["2 ranks", "3 ranks, one without rows", "4 ranks", "batch"],
 )
 def test_the_number_of_ranks_does_not_matter(
     job: Callable[[int], Any], num_ranks: int, scope: str, tmp_path: Path
@@ -160,6 +173,32 @@ def score_sharded(rank: int) -> dict[str, Any]:
     return result
 
 
+def share_the_forward_of_sharded(rank: int) -> dict[str, Any]:
+    """A training loss beside the objective; rank 1 has no rows in its second micro-batch."""
+    result: dict[str, Any] = {}
+    for checkpointing in (None, "non_reentrant"):
+        model, plain = (sharded(TinyTransformer(checkpointing=checkpointing)) for _ in range(2))
+        tracer = InfluenceTracer(model, CONFIG, process_group=dist.group.WORLD)
+        mine = SHARDED_RESPONSES[:6] if rank == 0 else SHARDED_RESPONSES[6:]
+        for part in (mine[:2], mine[2:]):
+            batch = padded(part or mine[:1])
+            row_ids = batch.row_ids if part else torch.full_like(batch.row_ids, -1)
+            with tracer.capture(row_ids) as micro_batch:
+                terms = token_terms(model, batch)
+                micro_batch.backward(terms.sum(), retain_graph=True)
+            terms.square().sum().backward()
+            token_terms(plain, batch).square().sum().backward()
+        rows = tracer.pop_rows([r.group for r in mine], [r.contrast for r in mine])
+        result[str(checkpointing)] = {
+            "scores": {row.row_id: row.scores for row in rows},
+            "same_gradients": all(
+                torch.equal(a.grad.to_local(), b.grad.to_local())
+                for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+            ),
+        }
+    return result
+
+
 def gradients_of_sharded(rank: int) -> bool:
     """Whether a traced and an untraced sharded model have bitwise equal gradients."""
     batch = padded(SHARDED_RESPONSES[4 * rank : 4 * rank + 4])
@@ -178,6 +217,17 @@ def test_sharded_models_score_as_whole_ones(tmp_path: Path) -> None:
     assert len(by_rank[0]) == 4
     for kind in by_rank[0]:
         found = {**by_rank[0][kind], **by_rank[1][kind]}
+        assert set(found) == set(expected)
+        for row_id, row in expected.items():
+            assert relative_error(found[row_id], row.scores) < 1e-11
+
+
+def test_sharded_models_share_a_forward_between_objective_and_loss(tmp_path: Path) -> None:
+    by_rank = on_ranks(share_the_forward_of_sharded, 2, tmp_path)
+    expected = trace(TinyTransformer(), [SHARDED_RESPONSES], CONFIG)
+    for kind in by_rank[0]:
+        assert all(result[kind]["same_gradients"] for result in by_rank)
+        found = {**by_rank[0][kind]["scores"], **by_rank[1][kind]["scores"]}
         assert set(found) == set(expected)
         for row_id, row in expected.items():
             assert relative_error(found[row_id], row.scores) < 1e-11

@@ -129,3 +129,9 @@ def test_damped_inverse_and_what_is_not_positive_definite() -> None:
             inverse[system] @ (gram[system] + damping[system] * eye), eye, rtol=0, atol=1e-9
         )
     assert not inverse[1].any() and not inverse[2].any()
+
+
+def test_only_known_choices_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.KERNELS_VARIABLE, "cuda")
+    with pytest.raises(ValueError, match="INFL_KERNELS is 'cuda'; it can be 'auto'"):
+        kernels._may_use_kernels()

@@ -44,7 +44,7 @@ def assert_same(found: dict[int, RowScores], expected: dict[int, RowScores] = EX
         assert found[row_id].scored == row.scored
 
 
-@pytest.mark.parametrize("hessian", ["response", "identity"])
+@pytest.mark.parametrize("hessian", ["response", "identity", "token"])
 @pytest.mark.parametrize("exclude_self", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_scores_of_a_response_add_up_to_its_total(

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import influence.tracer as tracer_module
 from influence import InfluenceTracer, TracerConfig, kernels
+from influence.staging import HostCopy
 from tests.influence.tiny_model import TinyTransformer, make_responses, padded
 from tests.influence.tracing import capture
 
@@ -118,7 +119,13 @@ def test_what_is_brought_to_the_host_is_brought_once(monkeypatch: pytest.MonkeyP
     for response in RESPONSES:
         capture(tracer, model, padded([response]))
     copied: list[Tensor] = []
-    monkeypatch.setattr(tracer_module, "to_host", lambda tensor: copied.append(tensor) or tensor)
+
+    class Copy(HostCopy):
+        def __init__(self, source: Tensor) -> None:
+            super().__init__(source)
+            copied.append(self.tensor)
+
+    monkeypatch.setattr(tracer_module, "HostCopy", Copy)
     rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
     (scores,) = copied
     assert {row.scores.untyped_storage().data_ptr() for row in rows} == {scores.untyped_storage().data_ptr()}

@@ -113,6 +113,19 @@ def test_capped_tokens_are_expected_up_to_the_cap(tmp_path: Path, results: Path)
     assert facts.num_positions == facts.num_expected_positions == 1 + 2 + 3 + 3 + 3 + 3 + 6
 
 
+@pytest.mark.parametrize(("response_length", "num_expected"), [(3, 60), (4, 72)])
+def test_scores_of_prompts_are_expected_beside_those_of_responses(
+    tmp_path: Path, results: Path, response_length: int, num_expected: int
+) -> None:
+    run = SyntheticRun.make(tmp_path / "runs", training={"total_steps": 1}, influence={"positions": "all"})
+    arrays = step_arrays(run.spec, lengths=[5] * 12)
+    positions = np.tile(np.arange(-2, 3), 12)
+    lengths = np.full(12, response_length)
+    run.commit(run.attempt(), 1, replace(arrays, positions=positions, response_length=lengths))
+    facts = collect(run.paths, results).manifest.scores["steps/step_000001.npz"]
+    assert (facts.num_positions, facts.num_expected_positions) == (60, num_expected)
+
+
 # Damage at the source
 
 

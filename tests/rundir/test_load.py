@@ -50,6 +50,18 @@ def test_the_padded_view_has_each_score_at_its_token_and_nan_elsewhere(paths: Ru
     np.testing.assert_array_equal(padded, np.array(expected, dtype=np.float32))
 
 
+def test_the_padded_view_leaves_the_scores_of_prompts_out(paths: RunPaths) -> None:
+    arrays = replace(
+        step_arrays(lengths=(3, 2)),
+        scores=np.array([1, 2, 3, 4, 5], dtype=np.float32),
+        positions=np.array([-2, -1, 0, -1, 1]),
+        response_length=np.array([1, 2]),
+    )
+    view = loaded(paths, arrays)
+    np.testing.assert_array_equal(view.padded(), np.array([[3, np.nan], [np.nan, 5]], dtype=np.float32))
+    assert [row.positions.tolist() for row in view.rows()] == [[-2, -1, 0], [-1, 1]]
+
+
 def test_a_view_without_optional_columns_or_rows(paths: RunPaths) -> None:
     bare = replace(step_arrays(lengths=(1,)), token_ids=None, log_probs=None, advantages=None)
     (row,) = loaded(paths, bare).rows()

@@ -190,6 +190,9 @@ def test_positions_are_kept_exactly_if_something_was_capped() -> None:
     capped = replace(step, positions=np.array([0, 9, 0, 5, 300]))
     assert "positions" not in entries(encode(uncapped))
     assert decode(encode(capped, columns=[])).positions.tolist() == [0, 9, 0, 5, 300]
+    with_prompt = replace(step, positions=np.array([-1, 0, -300, -1, 2]))
+    assert entries(encode(with_prompt))["positions"].dtype == np.int16
+    assert decode(encode(with_prompt)).positions.tolist() == [-1, 0, -300, -1, 2]
 
 
 def test_advantages_that_are_constant_in_each_row_are_stored_once_a_row() -> None:

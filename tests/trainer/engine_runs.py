@@ -141,7 +141,12 @@ def _run_ranks(scenarios: list[dict[str, Any]], num_ranks: int, root: Path) -> N
         command = [sys.executable, "-m", "tests.trainer.engine_worker", str(path), str(rank)]
         log = (root / f"rank-{num_ranks}-{rank}.log").open("wb")
         ranks.append((subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log), log))
-    for rank, (process, log) in enumerate(ranks):
-        code = process.wait(timeout=300)
-        log.close()
-        assert code == 0, (root / f"rank-{num_ranks}-{rank}.log").read_text()[-4000:]
+    try:
+        for rank, (process, log) in enumerate(ranks):
+            code = process.wait(timeout=300)
+            log.close()
+            assert code == 0, (root / f"rank-{num_ranks}-{rank}.log").read_text()[-4000:]
+    finally:
+        for process, log in ranks:
+            process.kill()  # ranks that wait for one that failed
+            log.close()

@@ -203,6 +203,9 @@ def test_verls_metrics_carry_the_tracers(history: History) -> None:
             assert values[f"timing_s/influence_{phase}"] == pytest.approx(record.timings[phase])
         assert not [name for name in values if name.startswith("actor/influence")]
         assert math.isfinite(values["actor/grad_norm"])
+        # One update a step, with old log-probabilities of the policy itself: no extra pass.
+        assert values["influence_trace/fused_fraction"] == values["influence_trace/on_policy_fraction"] == 1
+        assert values["timing_s/influence_forward_1"] == 0
         # The policy that generated is the policy that is traced.
         assert values["training/rollout_probs_diff_max"] < 1e-4
 

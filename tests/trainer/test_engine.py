@@ -87,6 +87,10 @@ def test_metrics_are_sums_over_ranks_reported_once(outcome: Outcome) -> None:
     assert metrics["actor/influence_trace/captured_tokens"] == arrays.num_positions
     assert metrics["actor/influence_trace/groups"] == 4
     assert metrics["actor/influence_trace/skipped_groups"] == 0
+    ways = [metrics[f"actor/influence_trace/{way}_fraction"] for way in ("fused", "shared", "separate")]
+    assert ways == [0, 1, 0]  # the old log-probabilities are made up: every micro-batch falls back
+    num_fallbacks = metrics["actor/influence_trace/fallback_off_policy"]
+    assert num_fallbacks == metrics["actor/influence_trace/micro_batches"]
     phases = ["grad_staging", "hessian_solve", "token_scoring", "score_aggregation", "other"]
     timings = load_step(outcome.paths.root_dir, 1).record.timings
     for phase in (*phases, "pop_rows", "capture", "forward_1", "logprob_backward", "forward_2"):

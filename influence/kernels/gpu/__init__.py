@@ -1,0 +1,1 @@
+"""Triton kernels, a module each; imported only where a kernel runs."""

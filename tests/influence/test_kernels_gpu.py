@@ -1,0 +1,212 @@
+"""The Triton kernels against the reference in float64; without a GPU they run in Triton's interpreter."""
+
+# ruff: noqa: E402 - what is imported depends on the environment that is set first
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    if "triton" in sys.modules:
+        pytest.skip("triton was imported to compile; it cannot interpret now", allow_module_level=True)
+    # Read while triton is imported, and again where a kernel is defined.
+    os.environ["TRITON_INTERPRET"] = "1"
+triton = pytest.importorskip("triton")
+
+from influence import kernels
+from influence.kernels import plain
+from influence.kernels.gpu.damped_inverse import damped_inverse
+from influence.kernels.gpu.project import project
+from influence.kernels.gpu.response_gradients import SEGMENT_SLOTS, response_gradients
+from influence.kernels.gpu.score import score
+from influence.layout import FactorLayout
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+NAN = float("nan")
+BFLOAT16_ERROR = 4e-3 if DEVICE.type == "cuda" else 1.2e-2
+"""Of rounding to bfloat16; the interpreter cuts off instead, inputs and sums."""
+SHAPES = [(6, 6), (1, 6), (35, 6), (6, 35), (6, 6), (12, 12), (40, 9), (9, 140), (70, 66)]
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps bfloat16 as 16-bit integers, and would multiply those in a matrix product."""
+    if DEVICE.type == "cuda":
+        return
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    def as_float32(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = interpreter._convert_float(handle.data, tl.bfloat16, tl.float32, None)
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    create_dot = interpreter.InterpreterBuilder.create_dot
+    monkeypatch.setattr(
+        interpreter.InterpreterBuilder,
+        "create_dot",
+        lambda self, a, b, *rest: create_dot(self, as_float32(a), as_float32(b), *rest),
+    )
+
+
+@pytest.fixture
+def generator() -> Iterator[torch.Generator]:
+    yield torch.Generator().manual_seed(0)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    assert got.isfinite().all()
+    return float((got.double() - expected).norm() / expected.norm())
+
+
+def captured(
+    layout: FactorLayout, lengths: list[int], generator: torch.Generator
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Factors of rows of these lengths with zeros in their padding, and the rows' slots."""
+    bounds, start = [], 0
+    for length in lengths:
+        bounds.append((start, start + length))
+        start += -(-length // kernels.SLOT_ALIGNMENT) * kernels.SLOT_ALIGNMENT
+    factors = torch.zeros(layout.num_factors, start)
+    for first, end in bounds:
+        factors[:, first:end] = torch.randn(layout.num_factors, end - first, generator=generator)
+    return factors.to(DEVICE, torch.bfloat16), bounds
+
+
+@pytest.mark.parametrize(
+    ("k", "width", "dtype"),
+    [
+        (1, 64, torch.bfloat16),
+        (18, 192, torch.bfloat16),
+        (35, 100, torch.bfloat16),
+        (12, 128, torch.float32),
+        (6, 64, torch.float16),
+        (130, 64, torch.bfloat16),
+    ],
+)
+def test_project(k: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    values = torch.randn(90, width, generator=generator).to(dtype)
+    signs = torch.randint(0, 2, (k, width), generator=generator).mul(2).sub(1).bfloat16()
+    source = torch.full((96,), -1, dtype=torch.int32)
+    source[:40], source[48:81] = torch.arange(80, 40, -1), torch.arange(33)
+    unnamed = [token for token in range(90) if token not in set(source.tolist())]
+    values[unnamed] = NAN
+    values, signs, source = values.to(DEVICE), signs.to(DEVICE), source.to(DEVICE)
+    factors = torch.full((k + 2, 96), NAN, dtype=torch.bfloat16, device=DEVICE)
+    project(values, signs, source, factors[1:-1])
+
+    expected = torch.empty(k, 96, dtype=torch.float64, device=DEVICE)
+    plain.project(values.bfloat16().double(), signs.double(), source, expected)
+    assert relative_error(factors[1:-1], expected) < BFLOAT16_ERROR
+    assert not factors[1:-1, source < 0].any()
+    assert factors[[0, -1]].isnan().all()
+
+
+def test_project_a_part_of_the_slots_leaves_the_others(generator: torch.Generator) -> None:
+    values = torch.randn(16, 64, generator=generator).to(DEVICE, torch.bfloat16)
+    signs = torch.ones(3, 64, dtype=torch.bfloat16, device=DEVICE)
+    factors = torch.full((3, 64), NAN, dtype=torch.bfloat16, device=DEVICE)
+    project(values, signs, torch.arange(16, dtype=torch.int32, device=DEVICE), factors[:, 16:32])
+    assert factors[:, 16:32].isfinite().all()
+    assert factors[:, :16].isnan().all() and factors[:, 32:].isnan().all()
+
+
+def test_response_gradients(generator: torch.Generator) -> None:
+    layout = FactorLayout.of_shapes(SHAPES)
+    factors, bounds = captured(layout, [1, 2 * SEGMENT_SLOTS + 17, 16, SEGMENT_SLOTS], generator)
+    out = torch.full((4, layout.gradient_dim), NAN, device=DEVICE)
+    response_gradients(factors, bounds, layout, out)
+    expected = torch.empty(4, layout.gradient_dim, dtype=torch.float64, device=DEVICE)
+    plain.response_gradients(factors, bounds, layout, expected)
+    for row in range(4):
+        assert relative_error(out[row], expected[row]) < 2e-6
+    again = torch.empty_like(out)
+    response_gradients(factors, bounds, layout, again)
+    assert torch.equal(out, again)
+
+
+def test_response_gradients_of_a_row_without_slots_are_zero(generator: torch.Generator) -> None:
+    layout = FactorLayout.of_shapes(SHAPES[:2])
+    factors, bounds = captured(layout, [16, 0, 5], generator)
+    out = torch.full((3, layout.gradient_dim), NAN, device=DEVICE)
+    response_gradients(factors, bounds, layout, out)
+    assert not out[1].any() and out[0].any() and out[2].any()
+
+
+def test_score(generator: torch.Generator) -> None:
+    layout = FactorLayout.of_shapes(SHAPES)
+    lengths = [[5, kernels.TILE_SLOTS + 40, 30], [kernels.TILE_SLOTS], [17]]
+    chunks, bounds = zip(*(captured(layout, rows, generator) for rows in lengths), strict=True)
+    # Row 1 is in no tile and its factors are not finite; modules of rows 2 and 4 are not finite.
+    chunks[0][:, bounds[0][0][0] : bounds[0][0][1]] = NAN
+    weights = torch.randn(5, layout.gradient_dim, generator=generator).to(DEVICE)
+    is_finite = torch.ones(5, len(SHAPES), dtype=torch.bool, device=DEVICE)
+    for row, module, chunk, slot in (
+        (2, 2, 0, bounds[0][1][0] + 3),
+        (4, 7, 1, 9),
+        (2, 5, 0, bounds[0][1][0]),
+    ):
+        is_finite[row, module] = False
+        weights[row, layout.places[module].gradient_start] = NAN
+        chunks[chunk][layout.places[module].u_row, slot] = NAN
+    rows = [(0, *bounds[0][1], 2), (0, *bounds[0][2], 0), (1, *bounds[1][0], 4), (2, *bounds[2][0], 3)]
+    tiles = torch.from_numpy(kernels.token_tiles(*zip(*rows, strict=True))).to(DEVICE)
+    num_slots = sum(chunk.shape[1] for chunk in chunks)
+    out = torch.full((num_slots,), NAN, device=DEVICE)
+    score(chunks, tiles, weights, is_finite, layout, out)
+
+    expected = torch.full((num_slots,), NAN, dtype=torch.float64, device=DEVICE)
+    plain.score(chunks, tiles, weights, is_finite, layout, expected)
+    assert (expected != 0).sum() == sum(end - first for _, first, end, _ in rows)
+    assert relative_error(out, expected) < 2e-5
+    assert torch.equal(out == 0, expected == 0)
+    again = torch.empty_like(out)
+    score(chunks, tiles, weights, is_finite, layout, again)
+    assert torch.equal(out, again)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 33, 64])
+def test_damped_inverse(num_rows: int, generator: torch.Generator) -> None:
+    G = torch.randn(5, num_rows, 4, generator=generator, dtype=torch.float64).to(DEVICE)
+    gram = G @ G.mT
+    eye = torch.eye(num_rows, dtype=torch.float64, device=DEVICE)
+    gram[1] = 0.0
+    gram[2] -= (1.0 + 2.0 * gram[2].trace()) * eye
+    gram[4, 0, 0] = NAN
+    damping = torch.tensor([0.3, 0.0, 0.5, 1e-2, 0.1], dtype=torch.float64, device=DEVICE)
+    inverse, failed = damped_inverse(gram, damping)
+    assert failed.tolist() == [False, False, True, False, True]
+    for system in (0, 3):
+        product = inverse[system] @ (gram[system] + damping[system] * eye)
+        torch.testing.assert_close(product, eye, rtol=0, atol=1e-9)
+    assert not inverse[[1, 2, 4]].any()
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="chooses kernels on a GPU alone")
+def test_bfloat16_factors_on_a_gpu_get_the_kernels(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = FactorLayout.of_shapes(SHAPES[:3])
+    factors, bounds = captured(layout, [20], generator)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the reference ran")
+
+    monkeypatch.setattr(plain, "response_gradients", refuse)
+    out = torch.empty(1, layout.gradient_dim, device=DEVICE)
+    kernels.response_gradients(factors, bounds, layout, out)
+    monkeypatch.setenv(kernels.KERNELS_VARIABLE, "plain")
+    with pytest.raises(AssertionError, match="the reference ran"):
+        kernels.response_gradients(factors, bounds, layout, out)
