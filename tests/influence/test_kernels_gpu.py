@@ -177,6 +177,17 @@ def test_score(generator: torch.Generator) -> None:
     assert torch.equal(out, again)
 
 
+def test_score_refuses_what_is_not_aligned(generator: torch.Generator) -> None:
+    layout = FactorLayout.of_shapes(SHAPES[:1])
+    factors, _ = captured(layout, [64], generator)
+    tiles = torch.from_numpy(kernels.token_tiles([0], [0], [16], [0])).to(DEVICE)
+    weights = torch.zeros(1, layout.gradient_dim, device=DEVICE)
+    is_finite = torch.ones(1, 1, dtype=torch.bool, device=DEVICE)
+    for chunk in (factors[:, 1:17], factors.flatten()[: 12 * 24].view(12, 24)):
+        with pytest.raises(ValueError, match="multiples of 16"):
+            score([chunk], tiles, weights, is_finite, layout, torch.empty(chunk.shape[1], device=DEVICE))
+
+
 @pytest.mark.parametrize("num_rows", [1, 3, 16, 33, 64])
 def test_damped_inverse(num_rows: int, generator: torch.Generator) -> None:
     G = torch.randn(5, num_rows, 4, generator=generator, dtype=torch.float64).to(DEVICE)

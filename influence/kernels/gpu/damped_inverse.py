@@ -60,7 +60,7 @@ def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]
             failed,
             num_rows,
             BLOCK_R=block,
-            num_warps=max(1, block // 8 // 4 * 2) if block > 16 else 1,
+            num_warps={32: 2, 64: 8}.get(block, 1),
         )
     else:
         failed.zero_()

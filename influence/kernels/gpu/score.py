@@ -1,9 +1,9 @@
 """`score` for bfloat16 factors on a GPU.
 
-A program scores a tile of a row's slots for all modules of one shape: it reads the factors once, keeps the
-sum in registers, and adds it to what the shapes before gave. Small weights are multiplied number by
-number in float32; wide ones on the tensor cores, each split into two bfloat16 numbers whose sum
-carries 16 bits, so that the rounding of the factors is all that shows.
+A program scores a tile of a row's slots for some modules of one shape, with the sum in registers, so that
+the factors are read once. The sums over the parts of the modules are added in a last launch. Small weights
+are multiplied number by number in float32; wide ones on the tensor cores, each split into two bfloat16
+numbers whose sum carries 16 bits, so that the rounding of the factors is all that shows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from influence.kernels.gpu.places import class_places
-from influence.kernels.tiles import TILE_SLOTS, on_device
+from influence.kernels.gpu.places import ClassPlaces, class_places
+from influence.kernels.tiles import SLOT_ALIGNMENT, TILE_SLOTS, on_device
 from influence.layout import FactorLayout
 
 MOST_FEW: Final = 8
@@ -27,6 +27,9 @@ MOST_SMALL_DIM: Final = 256
 MOST_UNROLLED_DIM: Final = 64
 GROUP: Final = 7
 """Rows of the longer side that are read together, where all of it would not fit the instruction cache."""
+ROWS_A_PART: Final = 600
+"""Rows of factors that a program with small weights reads, about: as the programs of a launch that run at the
+same time end at the same time, short ones leave a smaller part of the GPU idle at the end."""
 WIDE_SLOTS: Final = 128
 """Slots of a program with wide weights; a part of a tile, since more would not fit the registers."""
 
@@ -57,10 +60,12 @@ def _score_small_kernel(
     weights: tl.tensor,
     is_finite: tl.tensor,
     places: tl.tensor,
-    out: tl.tensor,
+    partial: tl.tensor,
+    partial_stride: tl.tensor,
     weights_stride: tl.tensor,
     is_finite_stride: tl.tensor,
     num_modules: tl.tensor,
+    modules_a_part: tl.tensor,
     k_out: tl.constexpr,
     k_in: tl.constexpr,
     TILE: tl.constexpr,
@@ -83,7 +88,8 @@ def _score_small_kernel(
     few_step: tl.constexpr = 1 if few_is_v else k_in
     many_step: tl.constexpr = k_in if few_is_v else 1
     total = tl.zeros((TILE,), dtype=tl.float32)
-    for module in range(num_modules):
+    part = tl.program_id(1)
+    for module in range(part * modules_a_part, tl.minimum((part + 1) * modules_a_part, num_modules)):
         place = places + 4 * module
         few_of = factors + tl.load(place + few_place) * stride
         many_of = factors + tl.load(place + (1 - few_place)) * stride
@@ -100,8 +106,7 @@ def _score_small_kernel(
             score += _one_of_many(few, many_of, M, m, stride, slot, inside, many_step, few_step)
         # By selection: what is not finite would stay so in a product with zero.
         total += tl.where(finite, score, 0.0)
-    at = out + tl.load(chunk + 2) + first + slot
-    tl.store(at, tl.load(at, mask=inside) + total, mask=inside)
+    tl.store(partial + part * partial_stride + tl.load(chunk + 2) + first + slot, total, mask=inside)
 
 
 @triton.jit
@@ -111,7 +116,8 @@ def _score_wide_kernel(
     weights: tl.tensor,
     is_finite: tl.tensor,
     places: tl.tensor,
-    out: tl.tensor,
+    partial: tl.tensor,
+    partial_stride: tl.tensor,
     weights_stride: tl.tensor,
     is_finite_stride: tl.tensor,
     num_modules: tl.tensor,
@@ -170,8 +176,7 @@ def _score_wide_kernel(
             high = weight.to(tl.bfloat16)
             low = (weight - high.to(tl.float32)).to(tl.bfloat16)
             total += tl.dot(high, narrow, tl.dot(low, narrow)) * wide.to(tl.float32)
-    at = out + tl.load(chunk + 2) + first + slot
-    tl.store(at, tl.load(at, mask=inside) + tl.sum(total, axis=0), mask=inside)
+    tl.store(partial + tl.load(chunk + 2) + first + slot, tl.sum(total, axis=0), mask=inside)
 
 
 def score(
@@ -182,29 +187,38 @@ def score(
     layout: FactorLayout,
     out: Tensor,
 ) -> None:
-    """See `influence.kernels.score`; `out` and the weights in float32."""
-    out.zero_()
+    """See `influence.kernels.score`; sums in float32.
+
+    Raises ValueError for chunks whose rows do not start at multiples of 16 numbers.
+    """
     num_tiles = tiles.shape[0]
     if not num_tiles:
+        out.zero_()
         return
     chunk_table = on_device(_chunk_table(chunks), out.device)
     is_finite = is_finite_nm.view(torch.uint8)
-    for places in class_places(layout, out.device):
-        k_out, k_in = places.k_out, places.k_in
+    weights_nD = weights_nD.to(torch.float32)
+    classes = class_places(layout, out.device)
+    parts = [_num_parts(places) for places in classes]
+    partial = torch.zeros((sum(parts), out.shape[0]), dtype=torch.float32, device=out.device)
+    for places, num_parts, of_class in zip(classes, parts, torch.split(partial, parts), strict=True):
+        k_out, k_in, num_modules = places.k_out, places.k_in, places.num_modules
         arguments = (
             chunk_table,
             tiles,
             weights_nD,
             is_finite,
             places.table,
-            out,
+            of_class,
+            of_class.stride(0),
             weights_nD.stride(0),
             is_finite.stride(0),
-            places.num_modules,
+            num_modules,
         )
-        if min(k_out, k_in) <= MOST_FEW and k_out * k_in <= MOST_SMALL_DIM:
-            _score_small_kernel[(num_tiles,)](
+        if _is_small(places):
+            _score_small_kernel[(num_tiles, num_parts)](
                 *arguments,
+                triton.cdiv(num_modules, num_parts),
                 k_out=k_out,
                 k_in=k_in,
                 TILE=TILE_SLOTS,
@@ -225,6 +239,19 @@ def score(
                 SUBTILE=WIDE_SLOTS,
                 num_warps=4,
             )
+    torch.sum(partial, dim=0, dtype=out.dtype, out=out)
+
+
+def _is_small(places: ClassPlaces) -> bool:
+    return min(places.k_out, places.k_in) <= MOST_FEW and places.k_out * places.k_in <= MOST_SMALL_DIM
+
+
+def _num_parts(places: ClassPlaces) -> int:
+    """Into how many programs a tile's modules go."""
+    if not _is_small(places):
+        return 1
+    modules_a_part = max(1, ROWS_A_PART // (places.k_out + places.k_in))
+    return -(-places.num_modules // modules_a_part)
 
 
 def _chunk_table(chunks: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -234,4 +261,6 @@ def _chunk_table(chunks: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[np.int64]
     table[:, 0] = [chunk.data_ptr() for chunk in chunks]
     table[:, 1] = [chunk.stride(0) for chunk in chunks]
     table[:, 2] = num_slots.cumsum() - num_slots
+    if (table[:, :2] % SLOT_ALIGNMENT).any():
+        raise ValueError(f"the rows of factors must start at multiples of {SLOT_ALIGNMENT} numbers")
     return table
