@@ -143,7 +143,7 @@ def _run_ranks(scenarios: list[dict[str, Any]], num_ranks: int, root: Path) -> N
         ranks.append((subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log), log))
     try:
         for rank, (process, log) in enumerate(ranks):
-            code = process.wait(timeout=300)
+            code = process.wait(timeout=600)
             log.close()
             assert code == 0, (root / f"rank-{num_ranks}-{rank}.log").read_text()[-4000:]
     finally:
