@@ -81,7 +81,9 @@ class Bench:
         else:
             words = [sys.executable, "-m", "launcher", "submit", *run, "--set", f"influence.capture={name}"]
             self._finish(name, [*words, "--follow"])
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+        return seconds
 
     def _finish(self, name: str, words: Sequence[str], stdin: str = "") -> str:
         errors = self.folder / f"{name}.err"
