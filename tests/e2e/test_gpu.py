@@ -1,4 +1,4 @@
-"""Real verl on one GPU: two GRPO steps with each way to capture and without our engine (skipped without one)."""
+"""Real verl on one GPU: two GRPO steps with each way to capture and without our engine; skipped elsewhere."""
 
 from __future__ import annotations
 
