@@ -68,7 +68,7 @@ def _train(paths: RunPaths, run: RunSpec, attempt: Attempt, reason_fd: int) -> N
     resume_from = settle_tracker(paths.checkpoints_dir, first_missing)
     _say(f"resuming from the checkpoint of step {resume_from}" if resume_from else "starting from scratch")
     address, node_ids = _cluster(paths, run, attempt)
-    config = _config(paths, run, attempt.number, address)
+    config = verl_config(paths, run, attempt.number, address)
 
     import ray
     from verl.trainer.main_ppo import run_ppo
@@ -112,7 +112,7 @@ def _cluster(paths: RunPaths, run: RunSpec, attempt: Attempt) -> tuple[str | Non
     return address, require_cluster(run.spec, paths, attempt, address, _say)
 
 
-def _config(paths: RunPaths, run: RunSpec, attempt: int, ray_address: str | None) -> Any:
+def verl_config(paths: RunPaths, run: RunSpec, attempt: int, ray_address: str | None) -> Any:
     """verl's configuration, checked.
 
     Raises:

@@ -191,7 +191,7 @@ def _run(
         )
     ending = run_child(
         [*_child_command(paths), "--attempt", str(attempt.number)],
-        _child_environment(run, paths, attempt.number),
+        child_environment(run, paths, attempt.number),
         log.write,
         signals,
         grace_s=_child_grace_s(run, store),
@@ -211,7 +211,7 @@ def _child_command(paths: RunPaths) -> list[str]:
     return [sys.executable, "-m", "influence.train.child", "--run-dir", str(paths.root_dir)]
 
 
-def _child_environment(run: RunSpec, paths: RunPaths, number: int) -> dict[str, str]:
+def child_environment(run: RunSpec, paths: RunPaths, number: int) -> dict[str, str]:
     from influence.tiny.cache import cache_root
     from influence.verl_engine.environment import (
         bytecode_environment,

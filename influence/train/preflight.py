@@ -78,11 +78,12 @@ def _check_packages(spec: Mapping[str, Any]) -> None:
 
 def _check_combinations(spec: Mapping[str, Any]) -> None:
     hardware, rollout = spec["hardware"], spec["rollout"]
-    wanted_rollout = "hf_cpu" if hardware["device"] == "cpu" else "vllm"
-    if rollout["name"] != wanted_rollout:
+    if hardware["device"] == "cpu" and rollout["name"] != "hf_cpu":
+        raise _config(f"rollout.name {rollout['name']!r} needs a GPU; use hf_cpu")
+    if rollout["name"] == "hf_cpu" and rollout["tensor_parallel_size"] != 1:
         raise _config(
-            f"rollout.name {rollout['name']!r} does not run on hardware.device {hardware['device']!r}; "
-            f"use {wanted_rollout}"
+            f"rollout.tensor_parallel_size is {rollout['tensor_parallel_size']}; 1 with rollout.name hf_cpu, "
+            "whose one server serves all ranks"
         )
     if hardware["device"] == "cpu" and spec["model"]["attn_implementation"] == "flash_attention_2":
         raise _config("model.attn_implementation flash_attention_2 needs a GPU; use sdpa")

@@ -25,15 +25,15 @@ def worker_environment(run: RunSpec, paths: RunPaths, attempt: int) -> dict[str,
         "VERL_FILE_LOGGER_PATH": str(paths.metrics(attempt)),
         **_wandb(run.wandb, paths),
     }
-    if hardware["device"] == "cpu":
+    if run.spec["rollout"]["name"] == "hf_cpu":
         num_threads = max(1, hardware["cpus"] // hardware["ranks_per_node"])
         variables |= {
-            "VERL_USE_EXTERNAL_MODULES": "influence.cpu.platform",
-            "VERL_PLATFORM": "cpu",
             "OMP_NUM_THREADS": str(num_threads),
             "TOKENIZERS_PARALLELISM": "false",
             "TQ_NUM_THREADS": "1",
         }
+    if hardware["device"] == "cpu":
+        variables |= {"VERL_USE_EXTERNAL_MODULES": "influence.cpu.platform", "VERL_PLATFORM": "cpu"}
     return variables
 
 

@@ -1,12 +1,6 @@
-"""What verl imports by ``external_lib``: registers the engine, and on a CPU the rollout."""
+"""What verl imports by ``external_lib``: registers the engine, and the rollout beside verl's own."""
 
-from verl.utils.device import get_device_name
-
+from influence.hf_cpu import replica
 from influence.verl_engine import engine
 
-if get_device_name() == "cpu":
-    from influence.cpu import rollout
-
-    __all__ = ["engine", "rollout"]
-else:
-    __all__ = ["engine"]
+__all__ = ["engine", "replica"]

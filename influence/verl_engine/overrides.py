@@ -19,7 +19,7 @@ TRAINER_MODE = "influence"
 EXTERNAL_LIB = "influence.verl_engine.external"
 """verl imports it before it builds an engine or a rollout, in every process that needs one."""
 
-AGENT_LOOPS = Path(__file__).parents[1] / "cpu" / "agent_loops.yaml"
+AGENT_LOOPS = Path(__file__).parents[1] / "hf_cpu" / "agent_loops.yaml"
 
 _CPU_OBJECT_STORE_BYTES = 128 * 2**20
 # verl reserves three a rank; the queue's nine actors hold one each, and others need a free one to start.
@@ -68,8 +68,8 @@ def verl_overrides(
         **_trainer(spec, paths, with_wandb=with_wandb),
         "+ray_kwargs.ray_init.runtime_env.env_vars": dict(environment),
     }
-    if on_cpu:
-        overrides |= _on_cpu(num_ranks)
+    if spec["rollout"]["name"] == "hf_cpu":
+        overrides |= _hf_cpu(num_ranks)
     if ray_address is None:
         overrides |= _ray_of_our_own(num_ranks, num_cpus, on_cpu=on_cpu)
     else:
@@ -184,14 +184,17 @@ def _trainer(spec: Mapping[str, Any], paths: RunPaths, *, with_wandb: bool) -> d
     }
 
 
-def _on_cpu(num_ranks: int) -> dict[str, Any]:
-    """What verl needs on a machine without an accelerator, and fewer processes than a cluster's node has."""
+def _hf_cpu(num_ranks: int) -> dict[str, Any]:
+    """One server for all ranks, and no more processes around it than a small model on one machine needs.
+
+    Compiling, which verl does by default, would take longer than such a run, and a compiler.
+    """
     return {
         "data.dataloader_num_workers": 0,
         "actor_rollout_ref.actor.use_torch_compile": False,
         "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
         "actor_rollout_ref.ref.use_torch_compile": False,
-        "actor_rollout_ref.rollout.tensor_model_parallel_size": num_ranks,  # one server for all ranks
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": num_ranks,
         "actor_rollout_ref.rollout.free_cache_engine": False,
         "actor_rollout_ref.rollout.load_format": "auto",
         "actor_rollout_ref.rollout.agent.num_workers": 1,

@@ -97,24 +97,21 @@ def _device(s: Settings) -> Iterator[Problem]:
     num_ranks = s.hardware.ranks_per_node
     if num_ranks % s.rollout.tensor_parallel_size:
         yield Problem(("rollout", "tensor_parallel_size"), f"must divide the {num_ranks} ranks of a node")
+    if s.rollout.name == "hf_cpu" and s.rollout.tensor_parallel_size != 1:
+        yield Problem(("rollout", "tensor_parallel_size"), "must be 1, since rollout.name is hf_cpu")
     if s.hardware.device == "cpu":
         if s.rollout.name != "hf_cpu":
             yield Problem(("rollout", "name"), "must be hf_cpu, since hardware.device is cpu")
-        if s.rollout.tensor_parallel_size != 1:
-            yield Problem(("rollout", "tensor_parallel_size"), "must be 1, since hardware.device is cpu")
         if s.model.attn_implementation == "flash_attention_2":
             yield Problem(
                 ("model", "attn_implementation"), "must be sdpa or eager, since hardware.device is cpu"
             )
         if s.model.dtype != "float32":
             yield Problem(("model", "dtype"), "must be float32, since hardware.device is cpu")
-    else:
-        if s.rollout.name == "hf_cpu":
-            yield Problem(("rollout", "name"), "must be vllm, since hardware.device is cuda")
-        if s.model.attn_implementation == "flash_attention_2" and s.model.dtype == "float32":
-            yield Problem(
-                ("model", "dtype"), "must be bfloat16, since model.attn_implementation is flash_attention_2"
-            )
+    elif s.model.attn_implementation == "flash_attention_2" and s.model.dtype == "float32":
+        yield Problem(
+            ("model", "dtype"), "must be bfloat16, since model.attn_implementation is flash_attention_2"
+        )
 
 
 def _influence(s: Settings) -> Iterator[Problem]:

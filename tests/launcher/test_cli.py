@@ -184,7 +184,7 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (("render", "--preset"), 2, "next: launcher render --help"),
         (("render", "--preset", "smoke", "--backend", "slurm"), 2, "slurm"),
         (("render", "--preset", "smok"), 2, "error: no preset 'smok'; did you mean smoke?"),
-        (("render", "--preset", "smoke", "--overlay", "tiny"), 2, "did you mean tiny-cpu?"),
+        (("render", "--preset", "smoke", "--overlay", "tiny"), 2, "did you mean tiny-cpu or tiny-gpu?"),
         (("render", "--preset", "smoke", "--name", "../x"), 2, "cannot be the name of a run"),
         (("render", "--preset", "smoke", "--set", "training.sed=1"), 3, "did you mean seed?"),
         (
@@ -348,7 +348,7 @@ def output(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_presets_list_names_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "presets", "list")
     document = json.loads(output(capsys, "presets", "list", "-o", "json"))
-    assert [entry["name"] for entry in document["overlays"]] == ["tiny-cpu"]
+    assert [entry["name"] for entry in document["overlays"]] == ["tiny-cpu", "tiny-gpu"]
     assert {"alltoken-timing", "capped512-timing", "smoke"} <= {
         entry["name"] for entry in document["presets"]
     }

@@ -41,7 +41,7 @@ def error_of(
 # --- the shipped presets
 
 
-@pytest.mark.parametrize("overlays", [(), ("tiny-cpu",)])
+@pytest.mark.parametrize("overlays", [(), ("tiny-cpu",), ("tiny-gpu",)])
 @pytest.mark.parametrize("name", [file.name for file in PresetLibrary().presets()])
 def test_every_shipped_preset_resolves_and_describes_itself(name: str, overlays: tuple[str, ...]) -> None:
     library = PresetLibrary()
@@ -95,10 +95,11 @@ def test_capped512_differs_from_alltoken_in_one_setting() -> None:
     assert capped == alltoken
 
 
-def test_tiny_cpu_keeps_the_tracing() -> None:
+@pytest.mark.parametrize("overlay", ["tiny-cpu", "tiny-gpu"])
+def test_a_tiny_overlay_keeps_the_tracing(overlay: str) -> None:
     library = PresetLibrary()
     for name in ("alltoken-timing", "capped512-timing", "smoke"):
-        plain, tiny = library.resolve(name).settings, library.resolve(name, ["tiny-cpu"]).settings
+        plain, tiny = library.resolve(name).settings, library.resolve(name, [overlay]).settings
         assert tiny["influence"] == plain["influence"]
         assert tiny["store"] == plain["store"]
         assert tiny["training"]["total_steps"] == plain["training"]["total_steps"]
@@ -115,7 +116,7 @@ def test_own_folders_come_before_the_shipped_one(jobs: Path) -> None:
     assert library.resolve("smoke", ["site"]).settings["cluster"]["namespace"] == "lab"
     assert {f.name for f in library.presets()} >= {"mine", "smoke", "alltoken-timing"}
     assert library.find_preset("smoke").path.parent == jobs
-    assert [f.name for f in library.overlays()] == ["site", "tiny-cpu"]
+    assert [f.name for f in library.overlays()] == ["site", "tiny-cpu", "tiny-gpu"]
 
 
 def test_a_sites_base_changes_the_defaults_of_shipped_presets(jobs: Path) -> None:
@@ -146,7 +147,7 @@ def test_unknown_names_list_what_there_is_with_near_matches() -> None:
     assert error.why == "there are alltoken-2node, alltoken-timing, base, capped512-timing, smoke"
     assert "did you mean alltoken-2node" in error_of(library, "alltoken", kind=UsageError).what
     error = error_of(library, "smoke", ["tinycpu"], kind=UsageError)
-    assert error.what == "no overlay 'tinycpu'; did you mean tiny-cpu?"
+    assert error.what == "no overlay 'tinycpu'; did you mean tiny-cpu or tiny-gpu?"
     for hostile in ("../secrets", "x/../../y", "a\nb", "", "A B"):
         assert error_of(library, hostile, kind=UsageError).exit_code == 2
     assert error_of(library, "smoke", ["tiny-cpu", "tiny-cpu"], kind=UsageError).what.endswith("given twice")

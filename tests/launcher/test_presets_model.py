@@ -235,7 +235,12 @@ def test_a_toleration_keeps_only_the_keys_that_were_written() -> None:
             "cluster.storage",
             "must be claim, since hardware.nodes is 2",
         ),
-        (GPU, {"rollout__name": "hf_cpu"}, "rollout.name", "must be vllm"),
+        (
+            GPU,
+            {"rollout__name": "hf_cpu", "rollout__tensor_parallel_size": 2},
+            "rollout.tensor_parallel_size",
+            "must be 1, since rollout.name is hf_cpu",
+        ),
         (GPU, {"model__dtype": "float32"}, "model.dtype", "must be bfloat16"),
         (GPU, {"data__train_files": []}, "data.train_files", "must name a file"),
         (GPU, {"data__source": "arithmetic"}, "data.train_files", "must be []"),

@@ -102,6 +102,19 @@ def test_only_a_cpu_run_loads_the_cpu_platform(tiny_spec: Spec) -> None:
     assert not {name for name in on_gpu if name.startswith(("VERL_P", "OMP"))}
 
 
+def test_a_gpu_trains_on_what_the_cpu_generates() -> None:
+    spec = resolve("smoke", "tiny-gpu")
+    got = overrides(spec, num_cpus=4)
+    assert (got["trainer.device"], got["actor_rollout_ref.rollout.name"]) == ("cuda", "hf_cpu")
+    assert got["actor_rollout_ref.rollout.tensor_model_parallel_size"] == 1
+    assert got["actor_rollout_ref.rollout.agent.default_agent_loop"] == "seeded_single_turn_agent"
+    # Ray counts the machine's GPUs itself, and verl computes in its own bfloat16.
+    assert not {key for key in got if "num_gpus" in key or "mixed_precision" in key}
+    environment = worker_environment(run_document("infl-test-0001", spec), PATHS, 1)
+    assert environment["OMP_NUM_THREADS"] == "4"
+    assert "VERL_PLATFORM" not in environment
+
+
 def test_bytecode_is_shared_only_where_it_would_be_written_nowhere() -> None:
     from pathlib import Path
 
@@ -125,7 +138,7 @@ class TestAgainstVerl:
         return config
 
     @pytest.mark.parametrize("preset", ["alltoken-timing", "capped512-timing", "smoke"])
-    @pytest.mark.parametrize("overlay", [(), ("tiny-cpu",)])
+    @pytest.mark.parametrize("overlay", [(), ("tiny-cpu",), ("tiny-gpu",)])
     def test_verl_has_every_setting_and_holds_every_value(
         self, preset: str, overlay: tuple[str, ...]
     ) -> None:

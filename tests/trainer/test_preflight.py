@@ -48,7 +48,7 @@ def test_every_preset_passes_on_a_machine_that_is_large_enough(gpu_spec: Spec) -
         "data__val_files": gpu_spec["data"]["val_files"],
     }
     for preset in ("alltoken-timing", "capped512-timing", "smoke"):
-        for spec in (resolve(preset, **files), resolve(preset, "tiny-cpu")):
+        for spec in (resolve(preset, **files), resolve(preset, "tiny-cpu"), resolve(preset, "tiny-gpu")):
             require_valid_spec(spec)
             preflight(spec, LARGE)
 
@@ -84,6 +84,7 @@ def test_missing_keys_and_sections_are_named(tiny_spec: Spec) -> None:
     ("changes", "expected"),
     [
         ({"rollout__name": "vllm"}, "use hf_cpu"),
+        ({"rollout__tensor_parallel_size": 2}, "1 with rollout.name hf_cpu"),
         ({"model__attn_implementation": "flash_attention_2"}, "use sdpa"),
         ({"model__dtype": "bfloat16"}, "use float32"),
         ({"hardware__nodes": 0}, "hardware.nodes is 0"),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from influence.cpu.sampling import SamplingSettings, draw_token, response_seed, token_log_probs
+from influence.hf_cpu.sampling import SamplingSettings, draw_token, response_seed, token_log_probs
 
 logits = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12).map(torch.tensor)
 

@@ -77,8 +77,8 @@ def test_the_data_has_verls_columns_and_no_prompt_twice(tmp_path: Path) -> None:
 def test_generation_is_the_models_and_repeats_for_a_seed() -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from influence.cpu.sampling import SamplingSettings
-    from influence.cpu.server import TokenGenerator
+    from influence.hf_cpu.sampling import SamplingSettings
+    from influence.hf_cpu.server import TokenGenerator
 
     torch.manual_seed(0)
     config = Qwen2Config(

@@ -1,4 +1,4 @@
-"""The rollout ``hf_cpu``, registered beside verl's vLLM on import: one server for all ranks."""
+"""The rollout ``hf_cpu``, registered beside verl's own on import: one server for all ranks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from verl.workers.rollout import base
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
 
-from influence.cpu.server import GenerationServer
+from influence.hf_cpu.server import GenerationServer
 
 ROLLOUT_NAME = "hf_cpu"
 
 
 def _server_name(replica_rank: int) -> str:
-    return f"influence_cpu_server_{replica_rank}"
+    return f"influence_hf_cpu_server_{replica_rank}"
 
 
-class CpuReplica(RolloutReplica):
+class HfCpuReplica(RolloutReplica):
     """Starts the server. All ranks belong to this one replica, by ``tensor_model_parallel_size``."""
 
     async def launch_servers(self) -> None:
@@ -39,8 +39,8 @@ class CpuReplica(RolloutReplica):
         self._server_address = name
 
 
-class CpuRollout(BaseRollout):
-    """A training worker's side: hands the new weights to the server."""
+class HfCpuRollout(BaseRollout):
+    """A training worker's side: hands the new weights to the server, from whichever device they are on."""
 
     def __init__(self, config: Any, model_config: Any, device_mesh: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, model_config, device_mesh)
@@ -65,5 +65,5 @@ class CpuRollout(BaseRollout):
             await server.load_weights.remote(state, global_steps)
 
 
-base._ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = f"{__name__}.{CpuRollout.__name__}"
-RolloutReplicaRegistry.register(ROLLOUT_NAME, lambda: CpuReplica)
+base._ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = f"{__name__}.{HfCpuRollout.__name__}"
+RolloutReplicaRegistry.register(ROLLOUT_NAME, lambda: HfCpuReplica)

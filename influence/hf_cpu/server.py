@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 
-from influence.cpu.sampling import SamplingSettings, draw_token, token_log_probs
+from influence.hf_cpu.sampling import SamplingSettings, draw_token, token_log_probs
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class GenerationServer:
     async def generate(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_unused: Any
     ) -> GeneratedTokens:
-        """verl's request; ``sampling_params`` holds a ``seed`` from `influence.cpu.agent_loop`."""
+        """verl's request; ``sampling_params`` holds a ``seed`` from `influence.hf_cpu.agent_loop`."""
         settings = SamplingSettings(
             temperature=sampling_params["temperature"],
             top_p=sampling_params["top_p"],
@@ -103,7 +103,7 @@ class GenerationServer:
         output.extra_fields["global_steps"] = self._step
         return output
 
-    # A CPU's memory is not handed back and forth between training and rollout, so these do nothing.
+    # No memory is handed back and forth between training and this rollout, so these do nothing.
     async def wake_up(self, **_unused: Any) -> None: ...
     async def sleep(self, **_unused: Any) -> None: ...
     async def abort_all_requests(self, **_unused: Any) -> None: ...

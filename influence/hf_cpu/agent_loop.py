@@ -7,7 +7,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from influence.cpu.sampling import response_seed
+from influence.hf_cpu.sampling import response_seed
 
 
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
