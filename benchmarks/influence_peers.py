@@ -3,10 +3,11 @@
     python benchmarks/influence_peers.py [--json FILE] [--repeats 7] [--peer-repeats 2] [--tiny]
 
 The model is a 1.5B-shaped Qwen2 with random weights in bfloat16, 16 x 2048 tokens in micro-batches of four
-rows, the loss the sum of the next tokens' cross-entropies. The unit is a plain forward and backward with the
-gradients of all weights. Ours is that same training pass with the tracer's hooks on, and ``pop_rows``, until
-the scores are on the CPU. A peer is timed from the tokens to its scores, with all that its users run for it:
-both make a pass for the gradients that are compared with and a pass that scores tokens, beside the training.
+rows (``--micro-batch-rows``), without checkpointing; the loss is the sum of the next tokens' cross-entropies.
+The unit is a plain forward and backward with the gradients of all weights. Ours is that same training pass
+with the tracer's hooks on, and ``pop_rows``, until the scores are on the CPU. A peer is timed from the tokens
+to its scores, with all that its users run for it: both make a pass for the gradients that are compared with
+and a pass that scores tokens, beside the training.
 
 Agreement is measured where the definitions coincide (the identity for the Hessian): with bergson on the
 layers that it and we can project by the same matrices to 16 x 16; with kronfluence, which does not project,
@@ -37,7 +38,6 @@ from torch.nn.functional import cross_entropy
 from influence import InfluenceTracer, TracerConfig
 from influence.projection import projection_matrix
 
-IN_MICRO_BATCH = 4
 BERGSON_DIM = 16
 WITHOUT_BIAS = ("o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -45,28 +45,29 @@ WITHOUT_BIAS = ("o_proj", "gate_proj", "up_proj", "down_proj")
 class Passes:
     """Forward and backward over all micro-batches, plain or traced."""
 
-    def __init__(self, model: nn.Module, tokens: Tensor) -> None:
+    def __init__(self, model: nn.Module, tokens: Tensor, rows: int) -> None:
         self.model = model
         self.tokens = tokens
+        self.rows = rows  # of a micro-batch
         self.contrast = [1.0 - 2.0 * (row % 2) for row in range(len(tokens))]
-        self.groups = [row // IN_MICRO_BATCH for row in range(len(tokens))]
+        self.groups = [row // 4 for row in range(len(tokens))]
 
     def _backward(self, start: int) -> None:
-        tokens = self.tokens[start : start + IN_MICRO_BATCH]
+        tokens = self.tokens[start : start + self.rows]
         logits = self.model(tokens).logits[:, :-1]
         flat = logits.reshape(-1, logits.shape[-1])
         cross_entropy(flat, tokens[:, 1:].flatten(), reduction="sum").backward()
 
     def plain(self) -> None:
         self.model.zero_grad(set_to_none=True)
-        for start in range(0, len(self.tokens), IN_MICRO_BATCH):
+        for start in range(0, len(self.tokens), self.rows):
             self._backward(start)
 
     def traced(self, tracer: InfluenceTracer) -> list[Tensor]:
         self.model.zero_grad(set_to_none=True)
         length = self.tokens.shape[1]
-        for start in range(0, len(self.tokens), IN_MICRO_BATCH):
-            row_ids = torch.arange(start, start + IN_MICRO_BATCH)[:, None].expand(-1, length)
+        for start in range(0, len(self.tokens), self.rows):
+            row_ids = torch.arange(start, start + self.rows)[:, None].expand(-1, length)
             with tracer.capture(row_ids):
                 self._backward(start)
         return [row.scores for row in tracer.pop_rows(self.groups, self.contrast)]
@@ -143,7 +144,7 @@ def bergson(passes: Passes, shapes: Shapes, device: torch.device, repeats: int) 
             passes.tokens,
             passes.contrast,
             chosen,
-            micro_batch_rows=IN_MICRO_BATCH,
+            micro_batch_rows=passes.rows,
             projection_dim=BERGSON_DIM,
             projections=matrices,
         )
@@ -171,7 +172,7 @@ def kronfluence(passes: Passes, shapes: Shapes, device: torch.device, repeats: i
             passes.tokens,
             passes.contrast,
             chosen,
-            micro_batch_rows=IN_MICRO_BATCH,
+            micro_batch_rows=passes.rows,
         )
 
     times = interleaved({"scores": peer(names).scores}, device, repeats=repeats, warm_ups=1)["scores"]
@@ -194,13 +195,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--repeats", type=int, default=7, help="of plain and ours")
     parser.add_argument("--peer-repeats", type=int, default=2, help="0: without peers")
+    parser.add_argument("--micro-batch-rows", type=int, default=4)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     arguments = parser.parse_args()
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     shapes, batch, length = (TINY, 8, 40) if arguments.tiny else (REFERENCE, 16, 2048)
-    untouched = Passes(build_model(shapes, device), random_tokens(shapes, batch, length, device))
-    hooked = Passes(copy.deepcopy(untouched.model), untouched.tokens)
+    untouched = Passes(
+        build_model(shapes, device), random_tokens(shapes, batch, length, device), arguments.micro_batch_rows
+    )
+    hooked = Passes(copy.deepcopy(untouched.model), untouched.tokens, untouched.rows)
     tracer = InfluenceTracer(
         hooked.model,
         TracerConfig(
