@@ -259,6 +259,15 @@ def test_the_sizes_are_those_of_the_model() -> None:
         assert layout(factor).gradient_dim / at_256.gradient_dim == pytest.approx(times**2, rel=0.02)
 
 
+def test_what_the_projection_keeps_is_as_measured() -> None:
+    measured = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    rows = re.findall(r"(?m)^\| kronfluence: .* factor (\d+) +\| +[\d.]+ \| +([\d.]+) \|", measured)
+    (sentence,) = re.findall(r"(?s)rank\s+correlation to the unprojected ones of (.*?) \(", PAGE)
+    told = re.findall(r"([\d.]+) at (?:factor )?(\d+)", sentence)
+    assert [(f"{float(value):.2f}", factor) for factor, value in rows] == told
+    assert len(told) == 3
+
+
 @pytest.mark.slow
 def test_the_prediction_with_prompts_left_out() -> None:
     """0.87 to 0.95 by default, 0.99 with more damping or without curvature, as the page says."""
