@@ -187,8 +187,19 @@ def _refusal(error: Exception, attempt: Attempt) -> Refusal:
             return cause
         if isinstance(cause, RunDirError):
             return refusal_of(cause)
+        if isinstance(cause, _settings_errors()):
+            return _unless_fenced(attempt, Refusal(TrainerExit.CONFIG, " ".join(str(cause).split())))
     reason = f"{type(causes[-1]).__name__}: {' '.join(str(causes[-1]).split())[:500]}"
     return _unless_fenced(attempt, Refusal(FAILED, reason))
+
+
+def _settings_errors() -> tuple[type[Exception], ...]:
+    """Of the tracer and its engine: the settings do not fit the model or each other, and never will."""
+    from influence.config import TracerConfigError
+    from influence.recording import CaptureError
+    from influence.verl_engine.compose import ConfigurationError
+
+    return TracerConfigError, CaptureError, ConfigurationError
 
 
 def _unless_fenced(attempt: Attempt, refusal: Refusal) -> Refusal:

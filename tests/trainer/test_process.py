@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from influence.config import TracerConfigError
+from influence.recording import CaptureError
 from influence.rundir import Attempt, FencedError, RunPaths, claim_attempt
 from influence.train.attempt_log import AttemptLog
 from influence.train.child import _refusal
 from influence.train.process import Ending, StopSignals, run_child
 from influence.train.refusal import FAILED
+from influence.verl_engine.compose import ConfigurationError
 from tests.trainer.conftest import Spec
 
 
@@ -238,6 +241,13 @@ def test_what_an_actor_raised_is_found_through_rays_wrappers(attempt: Attempt) -
     fenced = _refusal(wrapped(wrapped(FencedError("attempts/0002.json", 1, 2))), attempt)
     assert fenced.code == 75
     assert fenced.reason.startswith("attempts/0002.json: attempt 1 is fenced")
+    for error in (
+        TracerConfigError("influence.modules: 'nope' matches no layer"),
+        CaptureError("influence.capture: fused is not exact in this micro-batch"),
+        ConfigurationError("model.use_liger bypasses the traced layers"),
+    ):
+        refused = _refusal(wrapped(wrapped(error)), attempt)
+        assert (refused.code, refused.reason) == (78, str(error)), "no retry would end otherwise"
     broken = _refusal(wrapped(wrapped(RuntimeError("no such\ndevice"))), attempt)
     assert (broken.code, broken.reason) == (FAILED, "RuntimeError: no such device")
 
