@@ -208,8 +208,9 @@ class InfluenceTracer:
         if num_interpolated and not self._told_interpolation:
             self._told_interpolation = True
             _warn(
-                f"in {num_interpolated} of {scored_groups} groups every response's score adds up to its own "
-                f"contrast ({weights.effective_dof:.2f} effective degrees of freedom for "
+                f"in {num_interpolated} of {scored_groups} groups the layers with most of the projected "
+                "dimensions each give every response scores that add up to its own contrast "
+                f"({weights.effective_dof:.2f} effective degrees of freedom for "
                 f"{plan.num_counted_rows} responses): a token's score then "
                 "hardly predicts what a step along it does. Raise influence.damping, or use "
                 "damping_mode: trace_over_responses or exclude_self: true"

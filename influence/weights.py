@@ -62,7 +62,8 @@ class RowWeights:
     num_floors: int
     """Systems (a module in a group) whose Cholesky factorization failed."""
     num_interpolated: int
-    """Groups in which more than half of the modules' systems interpolate."""
+    """Groups in which the modules whose systems interpolate hold more than half of the numbers of a gradient:
+    narrow modules are many, and have too few dimensions to interpolate."""
     effective_dof: float
     """Summed over the counted groups, the mean over modules."""
 
@@ -169,6 +170,13 @@ def module_numbers(layout: FactorLayout, device: torch.device) -> ModuleNumbers:
     return ModuleNumbers(*to_device(_module_columns(layout), device))
 
 
+def is_mostly_interpolated(
+    interpolated_dim_N: NDArray[np.float64], layout: FactorLayout
+) -> NDArray[np.bool_]:
+    """Whether a group interpolates, by the numbers of a gradient in modules whose systems do (bool [N])."""
+    return interpolated_dim_N > layout.gradient_dim / 2
+
+
 def _module_columns(layout: FactorLayout) -> list[list[float]]:
     return [
         [float(kind.dim) for kind in layout.classes for _ in kind.members],
@@ -205,7 +213,8 @@ def _row_weights(
         )
         M_nD[local_L] = solution.weights.flatten(0, 1)[places_L]
         is_finite_nM[local_L] = solution.is_finite[order_M].flatten(1).T[places_L]
-        of_modules = (solution.used_floor, solution.is_interpolated, solution.effective_dof)
+        interpolated_dim_MN = solution.is_interpolated * dim_M.unsqueeze(1)
+        of_modules = (solution.used_floor, interpolated_dim_MN, solution.effective_dof)
         noticed += [column_MN.sum(0, dtype=torch.float64) for column_MN in of_modules]
         noticed.append(solution.total.flatten())
 
@@ -217,11 +226,11 @@ def _row_weights(
     num_floors = num_interpolated = effective_dof = 0.0
     has_failed = False
     for stack in stacks:
-        floors_N, interpolated_N, dof_N, total_NS = (next(read) for _ in range(4))
+        floors_N, interpolated_dim_N, dof_N, total_NS = (next(read) for _ in range(4))
         total_n[stack.local], is_scored_n[stack.local] = total_NS[stack.places], True
         has_failed |= bool(floors_N.any())
         num_floors += floors_N[stack.is_counted].sum()
-        num_interpolated += (interpolated_N[stack.is_counted] > num_modules / 2).sum()
+        num_interpolated += is_mostly_interpolated(interpolated_dim_N[stack.is_counted], layout).sum()
         effective_dof += dof_N[stack.is_counted].sum() / num_modules
     return RowWeights(
         matrices=M_nD,

@@ -312,3 +312,19 @@ def test_launched_weights_are_those_of_the_reference(
     assert found.num_dropped == expected.num_dropped
     assert (found.num_floors, found.num_interpolated) == (0, expected.num_interpolated)
     assert found.effective_dof == pytest.approx(expected.effective_dof)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_interpolated"),
+    [([(6, 6), (1, 6), (1, 6), (6, 6), (35, 6), (35, 6), (6, 35)], 1), ([(35, 6)] + [(6, 6)] * 8, 0)],
+)
+def test_a_group_interpolates_where_most_of_its_dimensions_do(
+    shapes: list[tuple[int, int]], num_interpolated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, config = FactorLayout.of_shapes(shapes), TracerConfig.reference_run()
+    contrast = [1.0, -1.0] * 8
+    gradients = torch.randn(16, layout.gradient_dim, generator=torch.Generator().manual_seed(0))
+    rows = GatheredRows([0] * 16, contrast, range(16), gradients.to(DEVICE))
+    monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
+    plan = plan_groups(rows.groups, contrast, rows.local, config)
+    assert launch_row_weights(rows, plan, layout, config).finish().num_interpolated == num_interpolated

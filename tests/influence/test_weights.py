@@ -40,6 +40,25 @@ def test_a_response_that_is_not_finite_hides_no_interpolation() -> None:
     assert interpolated(G)
 
 
+# As a Qwen2 has them at factor 256: of seven modules a layer, three of 210 dimensions, two of 36, two of 6.
+LAYER_SHAPES = [(6, 6), (1, 6), (1, 6), (6, 6), (35, 6), (35, 6), (6, 35)]
+
+
+def reference_weights(shapes: list[tuple[int, int]]) -> RowWeights:
+    layout, config = FactorLayout.of_shapes(shapes), TracerConfig.reference_run()
+    torch.manual_seed(0)
+    contrast = [1.0, -1.0] * 8
+    rows = GatheredRows([0] * 16, contrast, range(16), torch.randn(16, layout.gradient_dim))
+    return row_weights(rows, plan_groups(rows.groups, contrast, rows.local, config), layout, config)
+
+
+def test_a_group_interpolates_where_most_of_its_dimensions_do() -> None:
+    # The systems of 210 dimensions interpolate, and are three of seven, with 88 % of the dimensions.
+    assert reference_weights(LAYER_SHAPES * 2).num_interpolated == 1
+    # Here they are one of nine, with less than half of the dimensions.
+    assert reference_weights([(35, 6)] + [(6, 6)] * 8).num_interpolated == 0
+
+
 def test_systems_that_fail_are_solved_again_with_a_floor() -> None:
     # Four equal rows, and a damping below the rounding of their Gram matrix.
     G_ND = torch.full((4, 3), 0.1, dtype=torch.float64)
