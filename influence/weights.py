@@ -21,6 +21,7 @@ from influence.layout import FactorLayout
 from influence.solve import damping_strength, dual_weights, identity_weights, response_gram
 from influence.staging import to_device
 from influence.token_hessian import TokenFactors, solve_token_groups
+from influence.usable_range import UsableRange
 
 INTERPOLATION_TOLERANCE: Final = 0.05
 """A response's total within this fraction of its own contrast counts as interpolated."""
@@ -34,7 +35,8 @@ class GroupSolution:
     """[N, S, D], laid out as the gradients: ``vec(H^-1 d)`` for each scored response, times the scale of the
     projections that the captured signs lack."""
     is_finite: Tensor
-    """bool [M, N, S]; a response whose gradient is not finite takes no part in that module's system."""
+    """bool [M, N, S]: the gradient is in `UsableRange`. Where one is not, the response takes no part in that
+    module's system; where a whole system is too small, none of its responses is scored by it."""
     total: Tensor
     """[N, S], ``sum_m <H_m^-1 d_m, G_sm>``: what the scores of a response's tokens add up to."""
     is_interpolated: Tensor
@@ -58,7 +60,7 @@ class RowWeights:
     is_scored: list[bool]
     """By row. False: its group has no contrast, or none of its gradients is finite."""
     num_dropped: list[int]
-    """By module: rows whose gradient there is not finite."""
+    """By module: rows whose gradient there is not finite, or out of `UsableRange`."""
     num_floors: int
     """Systems (a module in a group) whose Cholesky factorization failed."""
     num_interpolated: int
@@ -94,8 +96,9 @@ def solve_groups(
     modules = modules or module_numbers(layout, G_NRD.device)
     blocks = [_block(G_NRD, *place) for place in blocks_of_one_dim(layout)]
     K_MNRR = torch.cat([response_gram(G_CNRD) for G_CNRD in blocks])
+    usable = UsableRange.of(G_NRD.dtype, config.hessian)
     # Of a gradient that is not finite, the whole row and column of K, and nothing else, may be no number.
-    is_finite_MNR = K_MNRR.diagonal(dim1=-2, dim2=-1).isfinite()
+    is_finite_MNR = K_MNRR.diagonal(dim1=-2, dim2=-1) < usable.squared_norm_below
     K_MNRR.masked_fill_(~(is_finite_MNR.unsqueeze(-1) & is_finite_MNR.unsqueeze(-2)), 0.0)
     # A response whose gradient is dropped has no contrast in that module either.
     contrast_MNR = contrast_NR * is_finite_MNR
@@ -107,6 +110,10 @@ def solve_groups(
         damping_MN = damping_strength(
             K_MNRR, is_finite_MNR.sum(-1), modules.dim.unsqueeze(-1), config.damping, config.damping_mode
         )
+        is_too_small_MN = usable.is_too_small(damping_MN)
+        damping_MN = damping_MN.masked_fill(is_too_small_MN, 0.0)
+        is_finite_MNR = is_finite_MNR & ~is_too_small_MN.unsqueeze(-1)
+        contrast_MNR = contrast_MNR * is_finite_MNR
         solution = dual_weights(
             K_MNRR, contrast_MNR, damping_MN, config.exclude_self, floor_failures=floor_failures
         )

@@ -328,3 +328,26 @@ def test_a_group_interpolates_where_most_of_its_dimensions_do(
     monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
     plan = plan_groups(rows.groups, contrast, rows.local, config)
     assert launch_row_weights(rows, plan, layout, config).finish().num_interpolated == num_interpolated
+
+
+@pytest.mark.parametrize(("hessian", "size"), [("response", 1e-38), ("response", 1e35), ("identity", 1e20)])
+@pytest.mark.parametrize("exclude_self", [True, False])
+def test_gradients_whose_scores_would_overflow_are_dropped(
+    hessian: str, size: float, exclude_self: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = FactorLayout.of_shapes([(3, 2), (1, 2), (3, 2)])
+    gradients = torch.randn(6, layout.gradient_dim, generator=torch.Generator().manual_seed(1))
+    gradients[:, 6:12] *= size  # the third module
+    groups, contrast = [0, 0, 0, 1, 1, 1], [1.0, -1, 1, 1, -1, -1]
+    config = TracerConfig(hessian=hessian, exclude_self=exclude_self)
+    plan = plan_groups(groups, contrast, range(6), config)
+    expected = row_weights(GatheredRows(groups, contrast, range(6), gradients), plan, layout, config)
+    assert expected.num_dropped == [0, 0, 6]
+
+    monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
+    rows = GatheredRows(groups, contrast, range(6), gradients.to(DEVICE))
+    found = launch_row_weights(rows, plan, layout, config).finish()
+    assert found.num_dropped == expected.num_dropped
+    assert torch.equal(found.is_finite.cpu(), expected.is_finite)
+    torch.testing.assert_close(found.matrices.cpu(), expected.matrices, rtol=1e-5, atol=1e-6)
+    assert found.total == pytest.approx(expected.total, rel=1e-9, abs=1e-9)

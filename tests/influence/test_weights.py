@@ -71,6 +71,44 @@ def test_systems_that_fail_are_solved_again_with_a_floor() -> None:
     assert weights.total == pytest.approx([1.0] * 4, rel=0.1)
 
 
+@pytest.mark.parametrize(("hessian", "size"), [("response", 1e-38), ("response", 1e35), ("identity", 1e20)])
+def test_gradients_whose_scores_would_overflow_are_dropped_and_counted(hessian: str, size: float) -> None:
+    layout = FactorLayout.of_shapes([(2, 3), (1, 4)])
+    generator = torch.Generator().manual_seed(0)
+    G_ND = torch.randn(4, layout.gradient_dim, generator=generator)
+    G_ND[:, :6] *= size
+    contrast = [1.0, -1.0, 1.0, -1.0]
+    rows = GatheredRows([0] * 4, contrast, range(4), G_ND)
+    config = TracerConfig(hessian=hessian)
+    plan = plan_groups(rows.groups, contrast, rows.local, config)
+    weights = row_weights(rows, plan, layout, config)
+    assert weights.num_dropped == [4, 0]
+    assert weights.is_finite.tolist() == [[False, True]] * 4
+    assert weights.matrices.isfinite().all()
+    expected = row_weights(
+        GatheredRows([0] * 4, contrast, range(4), G_ND[:, 6:].contiguous()),
+        plan,
+        FactorLayout.of_shapes([(1, 4)]),
+        config,
+    )
+    torch.testing.assert_close(weights.matrices[:, 6:], expected.matrices)
+    assert weights.total == pytest.approx(expected.total)
+
+
+@pytest.mark.parametrize("size", [1e-31, 1e31])
+def test_gradients_that_are_just_inside_are_solved_as_any(size: float) -> None:
+    layout, config = FactorLayout.of_shapes([(2, 3)]), TracerConfig()
+    G_ND, contrast = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), [1.0, -1.0, 1.0, -1.0]
+    plan = plan_groups([0] * 4, contrast, range(4), config)
+    one, other = (
+        row_weights(GatheredRows([0] * 4, contrast, range(4), G), plan, layout, config)
+        for G in (G_ND, G_ND * size)
+    )
+    assert other.num_dropped == [0]
+    torch.testing.assert_close(other.matrices.double() * size, one.matrices.double(), rtol=1e-5, atol=1e-6)
+    assert other.total == pytest.approx(one.total, rel=1e-5)
+
+
 def test_modules_are_named_in_their_order_and_not_by_shape() -> None:
     # Classes are (1, 2): modules 0 and 2, then (1, 3): module 1.
     layout = FactorLayout.of_shapes([(1, 2), (1, 3), (1, 2)])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from influence.kernels.tiles import on_device
 from influence.layout import FactorLayout
+from influence.usable_range import UsableRange
 
 RULES: Final = {"identity": 0, "trace_over_responses": 1, "trace_over_dim": 2}
 """What the curvature and its damping are made of, as the kernel is told."""
@@ -44,6 +45,8 @@ def _solve_kernel(
     EXCLUDE_SELF: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SQUARED_NORM_BELOW: tl.constexpr,
+    LEAST_DAMPING: tl.constexpr,
 ) -> None:
     module, group = tl.program_id(0), tl.program_id(1)
     start = tl.load(modules + 4 * module)
@@ -64,8 +67,8 @@ def _solve_kernel(
     # A gradient that is not finite takes no part; of K its row and column may be no number.
     diagonal = tl.where(i == j, K, 0.0)
     norms = tl.sum(diagonal, axis=1)
-    finite_i = (tl.abs(norms) < float("inf")) & is_row
-    finite_j = (tl.abs(tl.sum(diagonal, axis=0)) < float("inf")) & is_row
+    finite_i = (norms < SQUARED_NORM_BELOW) & is_row
+    finite_j = (tl.sum(diagonal, axis=0) < SQUARED_NORM_BELOW) & is_row
     K = tl.where(finite_i[:, None] & finite_j[None, :], K, 0.0)
     c = tl.load(contrast + group * num_rows + r, mask=is_row, other=0.0)
     c_i = tl.where(finite_i, c, 0.0)
@@ -79,7 +82,10 @@ def _solve_kernel(
         weight = tl.zeros((BLOCK_R, BLOCK_R), dtype=tl.float64) + c_j[None, :]
     else:
         strength = tl.load(damping) * trace / (tl.maximum(count, 1.0) if RULE == 1 else dim.to(tl.float64))
-        has_direction = strength > 0
+        # Where the whole system is too small, none of its responses is scored.
+        strength_i = tl.zeros((BLOCK_R,), dtype=tl.float64) + strength
+        finite_i = finite_i & ((strength_i >= LEAST_DAMPING) | (strength_i <= 0))
+        has_direction = strength >= LEAST_DAMPING
         A = K + tl.where(i == j, tl.where(has_direction, strength, 1.0), 0.0)
         is_definite = has_direction
         for k in range(num_rows):
@@ -174,7 +180,7 @@ def solve_groups_into(
     modules class by class: each response's total, 1 where its gradient is finite, the effective degrees of
     freedom, and 1 where the system was not positive definite (the weights are zero then).
     """
-    device = gradients_nD.device
+    device, usable = gradients_nD.device, UsableRange.of(torch.float32, rule)
     modules = _modules_of(layout, device)
     num_modules = len(layout.places)
     num_groups, num_rows = rows_NR.shape
@@ -200,6 +206,8 @@ def solve_groups_into(
         EXCLUDE_SELF=exclude_self,
         BLOCK_R=block_r,
         BLOCK_D=32 if block_r < 64 else 16,
+        SQUARED_NORM_BELOW=usable.squared_norm_below,
+        LEAST_DAMPING=usable.least_damping,
         num_warps=block_r // 16 * 2,
     )
     return notes
