@@ -22,6 +22,7 @@ from influence.groups import GatheredRows, GroupPlan
 from influence.layout import FactorLayout
 from influence.staging import HostCopy, to_device
 from influence.token_hessian import TokenFactors
+from influence.usable_range import has_contrast
 from influence.weights import INTERPOLATION_TOLERANCE, RowWeights, is_mostly_interpolated, row_weights
 
 
@@ -104,6 +105,7 @@ class _OnDevice(LaunchedWeights):
                 rule="identity" if config.hessian == "identity" else config.damping_mode,
                 damping=damping,
                 exclude_self=config.exclude_self,
+                needs_both_signs=config.contrast == "accepted_minus_rejected",
             )
             self._solved.append((groups, HostCopy(notes)))
 
@@ -125,10 +127,12 @@ class _OnDevice(LaunchedWeights):
             place = groups.local[is_local]
             total_n[place] = total_MNR.sum(0)[is_local]
             is_finite_nM[place[:, None], module_order] = is_finite_MNR[:, is_local].T
-            is_scored_n[place] = np.logical_or.reduce(is_finite_MNR, axis=0)[is_local]
+            contrast_MNR = groups.contrast * is_finite_MNR
+            has_contrast_MN = has_contrast(contrast_MNR, is_finite_MNR, self._config)
+            is_scored_n[place] = (is_finite_MNR & has_contrast_MN[..., None]).any(0)[is_local]
             effective_dof += float(notes[..., -2].mean(0)[groups.is_counted].sum())
             if self._config.hessian != "identity" and not self._config.exclude_self:
-                interpolates_MN = _interpolates(total_MNR, groups.contrast * is_finite_MNR)
+                interpolates_MN = _interpolates(total_MNR, contrast_MNR)
                 interpolated_dim_N = dim_M @ interpolates_MN[:, groups.is_counted]
                 num_interpolated += int(is_mostly_interpolated(interpolated_dim_N, self._layout).sum())
         return RowWeights(

@@ -26,7 +26,7 @@ from influence.groups import GatheredRows, GroupPlan
 from influence.layout import FactorLayout, ShapeClass
 from influence.micro_batch import MicroBatch
 from influence.solve import floored_inverse
-from influence.usable_range import UsableRange
+from influence.usable_range import UsableRange, has_contrast
 
 MATRIX_BYTES: Final = 2**30
 """About what the D x D matrices of a batch of modules may take; a single module's are formed in any case."""
@@ -194,8 +194,9 @@ class _GroupSolver:
             return
         G_RBD = torch.stack([self.gradient(row) for row in self._group])
         contrast = [self._rows.contrast[row] for row in self._group]
-        contrast_R = torch.tensor(contrast, dtype=torch.float64, device=device)
-        d_BD = torch.einsum("r,rbd->bd", contrast_R, G_RBD)
+        contrast_BR = torch.tensor(contrast, dtype=torch.float64, device=device) * self._is_finite_RB.T
+        contrast_BR *= has_contrast(contrast_BR, self._is_finite_RB.T, self._config).unsqueeze(-1)
+        d_BD = torch.einsum("br,rbd->bd", contrast_BR, G_RBD)
         damping_B = self._damping(H_BDD, G_RBD)
         self.is_too_small_B = self._usable.is_too_small(damping_B)
         damping_B = damping_B.masked_fill(self.is_too_small_B, 0.0)
@@ -208,7 +209,7 @@ class _GroupSolver:
         for row in self._local:
             own_BDD = kept.pop(row) if row in kept else self._outer_products(row)
             place = self._group.index(row)
-            rest_BD = d_BD - contrast[place] * G_RBD[place]
+            rest_BD = d_BD - contrast_BR[:, place, None] * G_RBD[place]
             yield row, *_solve(H_BDD - own_BDD, damping_B, rest_BD)
 
     def _damping(self, H_BDD: Tensor, G_RBD: Tensor) -> Tensor:

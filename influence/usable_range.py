@@ -1,12 +1,15 @@
-"""Which numbers a response can be scored with, in the type of its gradients."""
+"""Which numbers a response can be scored with, and whether those that are left have anything to contrast."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from influence.config import TracerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +32,16 @@ class UsableRange:
 
     def is_too_small(self, damping: Tensor) -> Tensor:
         return (damping > 0) & (damping < self.least_damping)
+
+
+def has_contrast(contrast: Any, is_finite: Any, config: TracerConfig) -> Any:
+    """Whether systems [...] have contrast without the gradients that are not finite: see `plan_groups`.
+
+    Tensors or NumPy arrays [..., R]; the contrasts are zero where the gradient is not finite.
+    """
+    is_positive, is_negative = (contrast > 0).any(-1), (contrast < 0).any(-1)
+    if config.contrast == "accepted_minus_rejected":
+        has = is_positive & is_negative
+    else:
+        has = is_positive | is_negative
+    return has & (is_finite.sum(-1) > 1) if config.exclude_self else has

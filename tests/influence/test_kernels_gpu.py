@@ -351,3 +351,25 @@ def test_gradients_whose_scores_would_overflow_are_dropped(
     assert torch.equal(found.is_finite.cpu(), expected.is_finite)
     torch.testing.assert_close(found.matrices.cpu(), expected.matrices, rtol=1e-5, atol=1e-6)
     assert found.total == pytest.approx(expected.total, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("hessian", ["response", "identity"])
+def test_where_only_one_sign_is_left_a_module_has_no_contrast(
+    hessian: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = FactorLayout.of_shapes([(3, 2), (1, 2), (3, 2)])
+    gradients = torch.randn(6, layout.gradient_dim, generator=torch.Generator().manual_seed(1))
+    gradients[1, 6:12] = gradients[3] = NAN
+    groups, contrast = [0, 0, 0, 1, 1, 1], [1.0, -1, 1, -1, 1, 1]
+    config = TracerConfig(objective="log_prob", contrast="accepted_minus_rejected", hessian=hessian)
+    plan = plan_groups(groups, contrast, range(6), config)
+    expected = row_weights(GatheredRows(groups, contrast, range(6), gradients), plan, layout, config)
+    assert expected.is_scored == [True] * 3 + [False] * 3
+
+    monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
+    rows = GatheredRows(groups, contrast, range(6), gradients.to(DEVICE))
+    found = launch_row_weights(rows, plan, layout, config).finish()
+    torch.testing.assert_close(found.matrices.cpu(), expected.matrices, rtol=1e-5, atol=1e-6)
+    assert found.total == pytest.approx(expected.total, rel=1e-9, abs=1e-9)
+    assert found.is_scored == expected.is_scored
+    assert found.num_dropped == expected.num_dropped

@@ -277,6 +277,24 @@ class TestNonFinite:
             assert row.scores.isfinite().all()
             assert float(row.scores.double().sum()) == pytest.approx(row.total, rel=1e-3, abs=1e-37)
 
+    @pytest.mark.filterwarnings("ignore:values that are not finite")
+    @pytest.mark.parametrize("hessian", ["response", "identity", "token"])
+    def test_accepted_rows_alone_are_not_scored_where_the_rejected_are_lost(self, hessian: str) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4))
+        config = TracerConfig(
+            objective="log_prob", contrast="accepted_minus_rejected", modules=("0",), hessian=hessian
+        )
+        tracer, inputs = InfluenceTracer(model, config), torch.randn(1, 20, 6)
+        inputs[0, 5:10] = torch.nan
+        with tracer.capture(torch.arange(4).repeat_interleave(5)[None]):
+            model(inputs).square().sum().backward()
+        rows = tracer.pop_rows([0] * 4, [1.0, -1.0, 1.0, 1.0])
+        assert tracer.debug_stats()["nonfinite_drops"] == 1
+        for row in rows:
+            assert (row.scored, row.total) == (False, 0.0)
+            assert not row.scores.any()
+
     def test_a_skipped_group_is_zero_and_not_nan(self) -> None:
         model = copy.deepcopy(MODEL)
         model.get_submodule(self.NAME).register_forward_hook(

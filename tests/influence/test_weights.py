@@ -95,6 +95,22 @@ def test_gradients_whose_scores_would_overflow_are_dropped_and_counted(hessian: 
     assert weights.total == pytest.approx(expected.total)
 
 
+@pytest.mark.parametrize("hessian", ["response", "identity"])
+def test_where_only_one_sign_is_left_a_module_has_no_contrast(hessian: str) -> None:
+    layout = FactorLayout.of_shapes([(2, 3), (1, 4)])
+    config = TracerConfig(objective="log_prob", contrast="accepted_minus_rejected", hessian=hessian)
+    contrast = [1.0, 1.0, -1.0, 1.0]
+    for lost, is_scored in ((slice(0, 6), True), (slice(0, 10), False)):
+        G_ND = torch.randn(4, layout.gradient_dim, generator=torch.Generator().manual_seed(0))
+        G_ND[2, lost] = torch.nan
+        rows = GatheredRows([0] * 4, contrast, range(4), G_ND)
+        plan = plan_groups(rows.groups, contrast, rows.local, config)
+        weights = row_weights(rows, plan, layout, config)
+        assert not weights.matrices[:, lost].any()
+        assert weights.is_scored == [is_scored] * 4
+        assert sum(weights.num_dropped) == (1 if is_scored else 2)
+
+
 @pytest.mark.parametrize("size", [1e-31, 1e31])
 def test_gradients_that_are_just_inside_are_solved_as_any(size: float) -> None:
     layout, config = FactorLayout.of_shapes([(2, 3)]), TracerConfig()

@@ -43,6 +43,7 @@ def _solve_kernel(
     damping: tl.tensor,
     RULE: tl.constexpr,
     EXCLUDE_SELF: tl.constexpr,
+    NEEDS_BOTH_SIGNS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SQUARED_NORM_BELOW: tl.constexpr,
@@ -73,6 +74,11 @@ def _solve_kernel(
     c = tl.load(contrast + group * num_rows + r, mask=is_row, other=0.0)
     c_i = tl.where(finite_i, c, 0.0)
     c_j = tl.where(finite_j, c, 0.0)
+    if NEEDS_BOTH_SIGNS:
+        highest = tl.zeros((BLOCK_R,), dtype=tl.float64) + tl.max(c_i, axis=0)
+        lowest = tl.zeros((BLOCK_R,), dtype=tl.float64) + tl.min(c_i, axis=0)
+        c_i = tl.where((highest > 0) & (lowest < 0), c_i, 0.0)
+        c_j = tl.where((highest > 0) & (lowest < 0), c_j, 0.0)
     trace = tl.sum(tl.where(finite_i, norms, 0.0), axis=0)
     count = tl.sum(finite_i.to(tl.float64), axis=0)
 
@@ -171,11 +177,13 @@ def solve_groups_into(
     rule: str,
     damping: Tensor,
     exclude_self: bool,
+    needs_both_signs: bool = False,
 ) -> Tensor:
     """Solve N groups of R <= 64 responses for all M modules; see `influence.weights.solve_groups`.
 
     `gradients` are float32; `rows` (int64) names each group's rows of them, and `local` (int64) the row
     of `weights` and `is_finite` (bool, modules in module order) that its result goes to, -1 for none.
+    With `needs_both_signs` a system whose finite responses have one sign of contrast weighs nothing.
     `rule` is one of RULES, `damping` float64 [1] on the device. Returns notes, float64 [M, N, 2 R + 2],
     modules class by class: each response's total, 1 where its gradient is finite, the effective degrees of
     freedom, and 1 where the system was not positive definite (the weights are zero then).
@@ -204,6 +212,7 @@ def solve_groups_into(
         damping,
         RULE=RULES[rule],
         EXCLUDE_SELF=exclude_self,
+        NEEDS_BOTH_SIGNS=needs_both_signs,
         BLOCK_R=block_r,
         BLOCK_D=32 if block_r < 64 else 16,
         SQUARED_NORM_BELOW=usable.squared_norm_below,
