@@ -67,8 +67,9 @@ class TracerConfig:
 
     damping_mode: str = "trace_over_responses"
     """lambda = damping x tr(K)/R, with K the Gram matrix of the R responses' G_r (whatever `hessian` is), or
-    damping x tr(H)/D, with H before damping. With D > R the latter is so small under ``response`` that every
-    response's scores add up to its own contrast, which says nothing new of its tokens."""
+    damping x tr(H)/D, with H before damping. Under ``response`` the latter is so small that in each
+    layer with D well above R, without `exclude_self`, the layer's part of a response's scores adds up to the
+    response's own contrast, which says nothing new of its tokens."""
 
     exclude_self: bool = True
     """Leave the response that is scored out of direction and curvature (lambda stays the whole group's)."""

@@ -22,7 +22,8 @@ from influence.groups import GatheredRows, GroupPlan
 from influence.layout import FactorLayout
 from influence.staging import HostCopy, to_device
 from influence.token_hessian import TokenFactors
-from influence.weights import INTERPOLATION_TOLERANCE, RowWeights, row_weights
+from influence.usable_range import has_contrast
+from influence.weights import INTERPOLATION_TOLERANCE, RowWeights, is_mostly_interpolated, row_weights
 
 
 class LaunchedWeights:
@@ -104,6 +105,7 @@ class _OnDevice(LaunchedWeights):
                 rule="identity" if config.hessian == "identity" else config.damping_mode,
                 damping=damping,
                 exclude_self=config.exclude_self,
+                needs_both_signs=config.contrast == "accepted_minus_rejected",
             )
             self._solved.append((groups, HostCopy(notes)))
 
@@ -113,6 +115,7 @@ class _OnDevice(LaunchedWeights):
         is_finite_nM = np.ones((num_local, num_modules), dtype=np.bool_)
         is_scored_n = np.zeros(num_local, dtype=np.bool_)
         module_order = np.array([index for kind in self._layout.classes for index in kind.members])
+        dim_M = np.array([float(self._layout.places[index].dim) for index in module_order])
         num_interpolated, effective_dof = 0, 0.0
         for groups, copy in self._solved:
             copy.wait()
@@ -124,12 +127,14 @@ class _OnDevice(LaunchedWeights):
             place = groups.local[is_local]
             total_n[place] = total_MNR.sum(0)[is_local]
             is_finite_nM[place[:, None], module_order] = is_finite_MNR[:, is_local].T
-            is_scored_n[place] = np.logical_or.reduce(is_finite_MNR, axis=0)[is_local]
+            contrast_MNR = groups.contrast * is_finite_MNR
+            has_contrast_MN = has_contrast(contrast_MNR, is_finite_MNR, self._config)
+            is_scored_n[place] = (is_finite_MNR & has_contrast_MN[..., None]).any(0)[is_local]
             effective_dof += float(notes[..., -2].mean(0)[groups.is_counted].sum())
             if self._config.hessian != "identity" and not self._config.exclude_self:
-                interpolates_MN = _interpolates(total_MNR, groups.contrast * is_finite_MNR)
-                share_N: NDArray[np.float64] = np.mean(interpolates_MN, axis=0)
-                num_interpolated += int((share_N[groups.is_counted] > 0.5).sum())
+                interpolates_MN = _interpolates(total_MNR, contrast_MNR)
+                interpolated_dim_N = dim_M @ interpolates_MN[:, groups.is_counted]
+                num_interpolated += int(is_mostly_interpolated(interpolated_dim_N, self._layout).sum())
         return RowWeights(
             matrices=self.matrices,
             is_finite=self.is_finite,

@@ -26,6 +26,7 @@ from influence.groups import GatheredRows, GroupPlan
 from influence.layout import FactorLayout, ShapeClass
 from influence.micro_batch import MicroBatch
 from influence.solve import floored_inverse
+from influence.usable_range import UsableRange, has_contrast
 
 MATRIX_BYTES: Final = 2**30
 """About what the D x D matrices of a batch of modules may take; a single module's are formed in any case."""
@@ -106,19 +107,20 @@ def solve_token_groups(
 
     With ``exclude_self`` response r gets ``(H - H_r + lambda I)^-1 (d - c_r G_r)``, H_r being the sum over
     its own positions; lambda stays the whole group's. A response whose gradient in a module is not finite
-    takes no part in that module's system.
+    (see `UsableRange`) takes no part in that module's system.
     """
-    device = rows.gradients.device
+    device, usable = rows.gradients.device, UsableRange.of(rows.gradients.dtype, "token")
     weights_nD = rows.gradients.new_zeros(len(rows.local), layout.gradient_dim)
     total_n = torch.zeros(len(rows.local), dtype=torch.float64, device=device)
     is_finite_NM = torch.ones(len(rows.groups), len(layout.places), dtype=torch.bool, device=device)
     num_floors = 0
     for batch in _batches(layout, device):
-        is_finite_NB = batch.of(rows.gradients).isfinite().all(-1)
+        squared_norm_NB = batch.of(rows.gradients).to(torch.float64).square().sum(-1)
+        is_finite_NB = squared_norm_NB < usable.squared_norm_below
         members = torch.tensor([batch.kind.members[place] for place in batch.places], device=device)
         is_finite_NM[:, members] = is_finite_NB
         for group in plan.scored_groups:
-            solver = _GroupSolver(batch, group, rows, is_finite_NB[group], config, factors)
+            solver = _GroupSolver(batch, group, rows, is_finite_NB[group], config, factors, usable)
             if not solver.takes_part:
                 continue
             for row, x_BD, num_floored in solver.solve():
@@ -126,6 +128,9 @@ def solve_token_groups(
                 batch.of(weights_nD)[n] = (x_BD * batch.kind.scale).to(weights_nD.dtype)
                 total_n[n] += (x_BD * solver.gradient(row)).sum()
                 num_floors += num_floored
+            if solver.is_too_small_B is not None:
+                group_R1 = torch.tensor(group, device=device).unsqueeze(1)
+                is_finite_NM[group_R1, members] &= ~solver.is_too_small_B
     return TokenSolution(weights_nD, is_finite_NM, total_n, num_floors)
 
 
@@ -140,8 +145,10 @@ class _GroupSolver:
         is_finite_RB: Tensor,
         config: TracerConfig,
         factors: TokenFactors,
+        usable: UsableRange,
     ) -> None:
         self._batch = batch
+        self._usable = usable
         self._group = group
         self._local = [row for row in group if row in rows.local]
         self._first_local = rows.local.start
@@ -152,6 +159,8 @@ class _GroupSolver:
         self._config = config
         self._factors = factors
         self._rows = rows
+        self.is_too_small_B: Tensor | None = None
+        """Which systems have too small a lambda to be solved; known once they were."""
 
     @property
     def takes_part(self) -> bool:
@@ -185,9 +194,12 @@ class _GroupSolver:
             return
         G_RBD = torch.stack([self.gradient(row) for row in self._group])
         contrast = [self._rows.contrast[row] for row in self._group]
-        contrast_R = torch.tensor(contrast, dtype=torch.float64, device=device)
-        d_BD = torch.einsum("r,rbd->bd", contrast_R, G_RBD)
+        contrast_BR = torch.tensor(contrast, dtype=torch.float64, device=device) * self._is_finite_RB.T
+        contrast_BR *= has_contrast(contrast_BR, self._is_finite_RB.T, self._config).unsqueeze(-1)
+        d_BD = torch.einsum("br,rbd->bd", contrast_BR, G_RBD)
         damping_B = self._damping(H_BDD, G_RBD)
+        self.is_too_small_B = self._usable.is_too_small(damping_B)
+        damping_B = damping_B.masked_fill(self.is_too_small_B, 0.0)
         if not self._config.exclude_self:
             x_BD, num_floored = _solve(H_BDD, damping_B, d_BD)
             is_counted = self._group[0] in self._rows.local
@@ -197,7 +209,7 @@ class _GroupSolver:
         for row in self._local:
             own_BDD = kept.pop(row) if row in kept else self._outer_products(row)
             place = self._group.index(row)
-            rest_BD = d_BD - contrast[place] * G_RBD[place]
+            rest_BD = d_BD - contrast_BR[:, place, None] * G_RBD[place]
             yield row, *_solve(H_BDD - own_BDD, damping_B, rest_BD)
 
     def _damping(self, H_BDD: Tensor, G_RBD: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ class InfluenceTracer:
         """Counts since construction or the last reset, and the number of traced ``modules``.
 
         A group is counted on the rank of its first row, so that sums over ranks count it once.
-        ``nonfinite_drops`` counts pairs of a module and a row. Leaves the timings alone.
+        ``nonfinite_drops`` counts pairs of a module and a row whose gradient is not finite, or too large or
+        too small for scores to fit their type. Leaves the timings alone.
         """
         stats = {"modules": len(self._modules), **self._counts}
         if reset:
@@ -168,7 +169,7 @@ class InfluenceTracer:
         return stats
 
     def nonfinite_modules(self) -> dict[str, int]:
-        """How many rows each module lost to values that are not finite, since the last reset."""
+        """How many rows each module lost to values that cannot be scored with, since the last reset."""
         return dict(self._nonfinite)
 
     def remove(self) -> None:
@@ -208,8 +209,9 @@ class InfluenceTracer:
         if num_interpolated and not self._told_interpolation:
             self._told_interpolation = True
             _warn(
-                f"in {num_interpolated} of {scored_groups} groups every response's score adds up to its own "
-                f"contrast ({weights.effective_dof:.2f} effective degrees of freedom for "
+                f"in {num_interpolated} of {scored_groups} groups the layers with most of the projected "
+                "dimensions each give every response scores that add up to its own contrast "
+                f"({weights.effective_dof:.2f} effective degrees of freedom for "
                 f"{plan.num_counted_rows} responses): a token's score then "
                 "hardly predicts what a step along it does. Raise influence.damping, or use "
                 "damping_mode: trace_over_responses or exclude_self: true"
@@ -220,7 +222,10 @@ class InfluenceTracer:
         if dropped:
             self._nonfinite.update(dropped)
             listed = ", ".join(f"{name} ({count})" for name, count in list(dropped.items())[:5])
-            _warn(f"values that are not finite: dropped {len(dropped)} modules from rows: {listed}")
+            _warn(
+                "values that are not finite, or too large or too small to score with: "
+                f"dropped {len(dropped)} modules from rows: {listed}"
+            )
 
 
 def _places(row_ids: Sequence[int]) -> NDArray[np.int64]:

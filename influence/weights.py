@@ -21,6 +21,7 @@ from influence.layout import FactorLayout
 from influence.solve import damping_strength, dual_weights, identity_weights, response_gram
 from influence.staging import to_device
 from influence.token_hessian import TokenFactors, solve_token_groups
+from influence.usable_range import UsableRange, has_contrast
 
 INTERPOLATION_TOLERANCE: Final = 0.05
 """A response's total within this fraction of its own contrast counts as interpolated."""
@@ -34,7 +35,10 @@ class GroupSolution:
     """[N, S, D], laid out as the gradients: ``vec(H^-1 d)`` for each scored response, times the scale of the
     projections that the captured signs lack."""
     is_finite: Tensor
-    """bool [M, N, S]; a response whose gradient is not finite takes no part in that module's system."""
+    """bool [M, N, S]: the gradient is in `UsableRange`. Where one is not, the response takes no part in that
+    module's system; where a whole system is too small, none of its responses is scored by it."""
+    is_scored: Tensor
+    """bool [M, N, S]: finite, in a system that has contrast."""
     total: Tensor
     """[N, S], ``sum_m <H_m^-1 d_m, G_sm>``: what the scores of a response's tokens add up to."""
     is_interpolated: Tensor
@@ -56,13 +60,15 @@ class RowWeights:
     total: list[float]
     """By row, see `GroupSolution`."""
     is_scored: list[bool]
-    """By row. False: its group has no contrast, or none of its gradients is finite."""
+    """By row. False: its group has no contrast, or no module has a finite gradient of it and, in what is
+    finite, contrast."""
     num_dropped: list[int]
-    """By module: rows whose gradient there is not finite."""
+    """By module: rows whose gradient there is not finite, or out of `UsableRange`."""
     num_floors: int
     """Systems (a module in a group) whose Cholesky factorization failed."""
     num_interpolated: int
-    """Groups in which more than half of the modules' systems interpolate."""
+    """Groups in which the modules whose systems interpolate hold more than half of the numbers of a gradient:
+    narrow modules are many, and have too few dimensions to interpolate."""
     effective_dof: float
     """Summed over the counted groups, the mean over modules."""
 
@@ -93,11 +99,14 @@ def solve_groups(
     modules = modules or module_numbers(layout, G_NRD.device)
     blocks = [_block(G_NRD, *place) for place in blocks_of_one_dim(layout)]
     K_MNRR = torch.cat([response_gram(G_CNRD) for G_CNRD in blocks])
+    usable = UsableRange.of(G_NRD.dtype, config.hessian)
     # Of a gradient that is not finite, the whole row and column of K, and nothing else, may be no number.
-    is_finite_MNR = K_MNRR.diagonal(dim1=-2, dim2=-1).isfinite()
+    is_finite_MNR = K_MNRR.diagonal(dim1=-2, dim2=-1) < usable.squared_norm_below
     K_MNRR.masked_fill_(~(is_finite_MNR.unsqueeze(-1) & is_finite_MNR.unsqueeze(-2)), 0.0)
-    # A response whose gradient is dropped has no contrast in that module either.
+    # A response whose gradient is dropped has no contrast in that module; what is left may have none either.
     contrast_MNR = contrast_NR * is_finite_MNR
+    has_contrast_MN1 = has_contrast(contrast_MNR, is_finite_MNR, config).unsqueeze(-1)
+    contrast_MNR = contrast_MNR * has_contrast_MN1
     nothing_MN = torch.zeros(K_MNRR.shape[:2], dtype=torch.bool, device=K_MNRR.device)
     if config.hessian == "identity":
         alpha_MNSR = identity_weights(contrast_MNR, config.exclude_self)
@@ -106,6 +115,10 @@ def solve_groups(
         damping_MN = damping_strength(
             K_MNRR, is_finite_MNR.sum(-1), modules.dim.unsqueeze(-1), config.damping, config.damping_mode
         )
+        is_too_small_MN = usable.is_too_small(damping_MN)
+        damping_MN = damping_MN.masked_fill(is_too_small_MN, 0.0)
+        is_finite_MNR = is_finite_MNR & ~is_too_small_MN.unsqueeze(-1)
+        contrast_MNR = contrast_MNR * is_finite_MNR
         solution = dual_weights(
             K_MNRR, contrast_MNR, damping_MN, config.exclude_self, floor_failures=floor_failures
         )
@@ -115,6 +128,7 @@ def solve_groups(
     return GroupSolution(
         weights=_weighted_sums(blocks, alpha_MNSR * modules.scale[:, None, None, None], G_NRD.dtype),
         is_finite=is_finite_MNR,
+        is_scored=is_finite_MNR & has_contrast_MN1,
         total=total_MNS.sum(0),
         is_interpolated=_interpolates(total_MNS, contrast_MNR) if may_interpolate else nothing_MN,
         effective_dof=dof_MN,
@@ -147,17 +161,25 @@ def _token_weights(
     rows: GatheredRows, plan: GroupPlan, layout: FactorLayout, config: TracerConfig, factors: TokenFactors
 ) -> RowWeights:
     solution = solve_token_groups(rows, plan, layout, config, factors)
+    is_scored = dict.fromkeys(rows.local, False)
     in_group = {row for group in plan.scored_groups for row in group}
     has_group = [row in in_group for row in rows.local]
+    for group in plan.scored_groups:
+        is_finite_MR = solution.is_finite[group].T
+        contrast_R = torch.tensor([rows.contrast[row] for row in group], device=is_finite_MR.device)
+        has_contrast_M = has_contrast(contrast_R * is_finite_MR, is_finite_MR, config)
+        is_scored_R = (is_finite_MR & has_contrast_M.unsqueeze(-1)).any(0).tolist()
+        is_scored.update(
+            {row: scored for row, scored in zip(group, is_scored_R, strict=True) if row in is_scored}
+        )
     is_finite_nM = solution.is_finite[rows.local.start : rows.local.stop]
     (unscored,) = to_device([[not has for has in has_group]], is_finite_nM.device)
     is_finite_nM = is_finite_nM | (unscored != 0).unsqueeze(1)
-    has_gradient = is_finite_nM.any(1).tolist()
     return RowWeights(
         matrices=solution.weights,
         is_finite=is_finite_nM,
         total=solution.total.tolist(),
-        is_scored=[group and has for group, has in zip(has_group, has_gradient, strict=True)],
+        is_scored=[is_scored[row] for row in rows.local],
         num_dropped=(~is_finite_nM).sum(0).tolist(),
         num_floors=solution.num_floors,
         num_interpolated=0,
@@ -167,6 +189,13 @@ def _token_weights(
 
 def module_numbers(layout: FactorLayout, device: torch.device) -> ModuleNumbers:
     return ModuleNumbers(*to_device(_module_columns(layout), device))
+
+
+def is_mostly_interpolated(
+    interpolated_dim_N: NDArray[np.float64], layout: FactorLayout
+) -> NDArray[np.bool_]:
+    """Whether a group interpolates, by the numbers of a gradient in modules whose systems do (bool [N])."""
+    return interpolated_dim_N > layout.gradient_dim / 2
 
 
 def _module_columns(layout: FactorLayout) -> list[list[float]]:
@@ -205,29 +234,33 @@ def _row_weights(
         )
         M_nD[local_L] = solution.weights.flatten(0, 1)[places_L]
         is_finite_nM[local_L] = solution.is_finite[order_M].flatten(1).T[places_L]
-        of_modules = (solution.used_floor, solution.is_interpolated, solution.effective_dof)
+        interpolated_dim_MN = solution.is_interpolated * dim_M.unsqueeze(1)
+        of_modules = (solution.used_floor, interpolated_dim_MN, solution.effective_dof)
         noticed += [column_MN.sum(0, dtype=torch.float64) for column_MN in of_modules]
+        noticed.append(solution.is_scored.sum(0, dtype=torch.float64).flatten())
         noticed.append(solution.total.flatten())
 
     # Sums over modules and rows, read at once and made sense of by the host: launches cost more than numbers.
-    num_finite = [is_finite_nM.sum(dim, dtype=torch.float64) for dim in (0, 1)]
-    read = iter(np.split(*_on_host([*num_finite, *noticed])))
-    num_finite_M, num_finite_n = next(read), next(read)
+    read = iter(np.split(*_on_host([is_finite_nM.sum(0, dtype=torch.float64), *noticed])))
+    num_finite_M = next(read)
     total_n, is_scored_n = np.zeros(num_local), np.zeros(num_local, dtype=np.bool_)
     num_floors = num_interpolated = effective_dof = 0.0
     has_failed = False
     for stack in stacks:
-        floors_N, interpolated_N, dof_N, total_NS = (next(read) for _ in range(4))
-        total_n[stack.local], is_scored_n[stack.local] = total_NS[stack.places], True
+        floors_N, interpolated_dim_N, dof_N, num_scored_NS, total_NS = (next(read) for _ in range(5))
+        total_n[stack.local], is_scored_n[stack.local] = (
+            total_NS[stack.places],
+            num_scored_NS[stack.places] > 0,
+        )
         has_failed |= bool(floors_N.any())
         num_floors += floors_N[stack.is_counted].sum()
-        num_interpolated += (interpolated_N[stack.is_counted] > num_modules / 2).sum()
+        num_interpolated += is_mostly_interpolated(interpolated_dim_N[stack.is_counted], layout).sum()
         effective_dof += dof_N[stack.is_counted].sum() / num_modules
     return RowWeights(
         matrices=M_nD,
         is_finite=is_finite_nM,
         total=total_n.tolist(),
-        is_scored=(is_scored_n & (num_finite_n > 0)).tolist(),
+        is_scored=is_scored_n.tolist(),
         num_dropped=[num_local - int(count) for count in num_finite_M],
         num_floors=int(num_floors),
         num_interpolated=int(num_interpolated),

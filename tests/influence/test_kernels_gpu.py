@@ -312,3 +312,64 @@ def test_launched_weights_are_those_of_the_reference(
     assert found.num_dropped == expected.num_dropped
     assert (found.num_floors, found.num_interpolated) == (0, expected.num_interpolated)
     assert found.effective_dof == pytest.approx(expected.effective_dof)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_interpolated"),
+    [([(6, 6), (1, 6), (1, 6), (6, 6), (35, 6), (35, 6), (6, 35)], 1), ([(35, 6)] + [(6, 6)] * 8, 0)],
+)
+def test_a_group_interpolates_where_most_of_its_dimensions_do(
+    shapes: list[tuple[int, int]], num_interpolated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, config = FactorLayout.of_shapes(shapes), TracerConfig.reference_run()
+    contrast = [1.0, -1.0] * 8
+    gradients = torch.randn(16, layout.gradient_dim, generator=torch.Generator().manual_seed(0))
+    rows = GatheredRows([0] * 16, contrast, range(16), gradients.to(DEVICE))
+    monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
+    plan = plan_groups(rows.groups, contrast, rows.local, config)
+    assert launch_row_weights(rows, plan, layout, config).finish().num_interpolated == num_interpolated
+
+
+@pytest.mark.parametrize(("hessian", "size"), [("response", 1e-38), ("response", 1e35), ("identity", 1e20)])
+@pytest.mark.parametrize("exclude_self", [True, False])
+def test_gradients_whose_scores_would_overflow_are_dropped(
+    hessian: str, size: float, exclude_self: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = FactorLayout.of_shapes([(3, 2), (1, 2), (3, 2)])
+    gradients = torch.randn(6, layout.gradient_dim, generator=torch.Generator().manual_seed(1))
+    gradients[:, 6:12] *= size  # the third module
+    groups, contrast = [0, 0, 0, 1, 1, 1], [1.0, -1, 1, 1, -1, -1]
+    config = TracerConfig(hessian=hessian, exclude_self=exclude_self)
+    plan = plan_groups(groups, contrast, range(6), config)
+    expected = row_weights(GatheredRows(groups, contrast, range(6), gradients), plan, layout, config)
+    assert expected.num_dropped == [0, 0, 6]
+
+    monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
+    rows = GatheredRows(groups, contrast, range(6), gradients.to(DEVICE))
+    found = launch_row_weights(rows, plan, layout, config).finish()
+    assert found.num_dropped == expected.num_dropped
+    assert torch.equal(found.is_finite.cpu(), expected.is_finite)
+    torch.testing.assert_close(found.matrices.cpu(), expected.matrices, rtol=1e-5, atol=1e-6)
+    assert found.total == pytest.approx(expected.total, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("hessian", ["response", "identity"])
+def test_where_only_one_sign_is_left_a_module_has_no_contrast(
+    hessian: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = FactorLayout.of_shapes([(3, 2), (1, 2), (3, 2)])
+    gradients = torch.randn(6, layout.gradient_dim, generator=torch.Generator().manual_seed(1))
+    gradients[1, 6:12] = gradients[3] = NAN
+    groups, contrast = [0, 0, 0, 1, 1, 1], [1.0, -1, 1, -1, 1, 1]
+    config = TracerConfig(objective="log_prob", contrast="accepted_minus_rejected", hessian=hessian)
+    plan = plan_groups(groups, contrast, range(6), config)
+    expected = row_weights(GatheredRows(groups, contrast, range(6), gradients), plan, layout, config)
+    assert expected.is_scored == [True] * 3 + [False] * 3
+
+    monkeypatch.setattr(kernels, "solves_groups", lambda gradients, num_rows: True)
+    rows = GatheredRows(groups, contrast, range(6), gradients.to(DEVICE))
+    found = launch_row_weights(rows, plan, layout, config).finish()
+    torch.testing.assert_close(found.matrices.cpu(), expected.matrices, rtol=1e-5, atol=1e-6)
+    assert found.total == pytest.approx(expected.total, rel=1e-9, abs=1e-9)
+    assert found.is_scored == expected.is_scored
+    assert found.num_dropped == expected.num_dropped

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from influence import InfluenceTracer, TracerConfig
 from influence.config import InfluenceWarning
@@ -241,6 +241,59 @@ class TestNonFinite:
                 expected = expected + without_row[row.row_id].scores
             assert row.scored
             assert relative_error(row.scores, expected) < 1e-11
+
+    @pytest.mark.filterwarnings("ignore:values that are not finite")
+    @pytest.mark.parametrize(
+        ("hessian", "size", "num_dropped"),
+        [
+            ("response", 1e-40, 4),
+            ("response", 1e-36, 4),
+            ("response", 1e-30, 0),
+            ("response", 1e30, 0),
+            ("response", 1e36, 4),
+            ("token", 1e-40, 4),
+            ("token", 1e-30, 0),
+            ("token", 1e30, 0),
+            ("token", 1e36, 4),
+            ("identity", 1e-40, 0),
+            ("identity", 1e14, 0),
+            ("identity", 1e20, 4),
+        ],
+    )
+    def test_what_would_overflow_is_counted_and_not_scored(
+        self, hessian: str, size: float, num_dropped: int
+    ) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4))
+        tracer = InfluenceTracer(
+            model, TracerConfig(modules=("0",), projection_dim_factor=2, hessian=hessian)
+        )
+        with tracer.capture(torch.arange(4).repeat_interleave(5)[None]):
+            (model(torch.randn(1, 20, 6)).square().sum() * size).backward()
+        rows = tracer.pop_rows([0] * 4, [1.0, -1.0, 1.0, -1.0])
+        assert tracer.debug_stats()["nonfinite_drops"] == num_dropped
+        assert [row.scored for row in rows] == [num_dropped == 0] * 4
+        for row in rows:
+            assert row.scores.isfinite().all()
+            assert float(row.scores.double().sum()) == pytest.approx(row.total, rel=1e-3, abs=1e-37)
+
+    @pytest.mark.filterwarnings("ignore:values that are not finite")
+    @pytest.mark.parametrize("hessian", ["response", "identity", "token"])
+    def test_accepted_rows_alone_are_not_scored_where_the_rejected_are_lost(self, hessian: str) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4))
+        config = TracerConfig(
+            objective="log_prob", contrast="accepted_minus_rejected", modules=("0",), hessian=hessian
+        )
+        tracer, inputs = InfluenceTracer(model, config), torch.randn(1, 20, 6)
+        inputs[0, 5:10] = torch.nan
+        with tracer.capture(torch.arange(4).repeat_interleave(5)[None]):
+            model(inputs).square().sum().backward()
+        rows = tracer.pop_rows([0] * 4, [1.0, -1.0, 1.0, 1.0])
+        assert tracer.debug_stats()["nonfinite_drops"] == 1
+        for row in rows:
+            assert (row.scored, row.total) == (False, 0.0)
+            assert not row.scores.any()
 
     def test_a_skipped_group_is_zero_and_not_nan(self) -> None:
         model = copy.deepcopy(MODEL)

@@ -40,6 +40,25 @@ def test_a_response_that_is_not_finite_hides_no_interpolation() -> None:
     assert interpolated(G)
 
 
+# As a Qwen2 has them at factor 256: of seven modules a layer, three of 210 dimensions, two of 36, two of 6.
+LAYER_SHAPES = [(6, 6), (1, 6), (1, 6), (6, 6), (35, 6), (35, 6), (6, 35)]
+
+
+def reference_weights(shapes: list[tuple[int, int]]) -> RowWeights:
+    layout, config = FactorLayout.of_shapes(shapes), TracerConfig.reference_run()
+    torch.manual_seed(0)
+    contrast = [1.0, -1.0] * 8
+    rows = GatheredRows([0] * 16, contrast, range(16), torch.randn(16, layout.gradient_dim))
+    return row_weights(rows, plan_groups(rows.groups, contrast, rows.local, config), layout, config)
+
+
+def test_a_group_interpolates_where_most_of_its_dimensions_do() -> None:
+    # The systems of 210 dimensions interpolate, and are three of seven, with 88 % of the dimensions.
+    assert reference_weights(LAYER_SHAPES * 2).num_interpolated == 1
+    # Here they are one of nine, with less than half of the dimensions.
+    assert reference_weights([(35, 6)] + [(6, 6)] * 8).num_interpolated == 0
+
+
 def test_systems_that_fail_are_solved_again_with_a_floor() -> None:
     # Four equal rows, and a damping below the rounding of their Gram matrix.
     G_ND = torch.full((4, 3), 0.1, dtype=torch.float64)
@@ -50,6 +69,60 @@ def test_systems_that_fail_are_solved_again_with_a_floor() -> None:
     assert weights.num_floors == 1
     # Equal gradients fit equal contrasts, but for what rounding leaves in the other directions.
     assert weights.total == pytest.approx([1.0] * 4, rel=0.1)
+
+
+@pytest.mark.parametrize(("hessian", "size"), [("response", 1e-38), ("response", 1e35), ("identity", 1e20)])
+def test_gradients_whose_scores_would_overflow_are_dropped_and_counted(hessian: str, size: float) -> None:
+    layout = FactorLayout.of_shapes([(2, 3), (1, 4)])
+    generator = torch.Generator().manual_seed(0)
+    G_ND = torch.randn(4, layout.gradient_dim, generator=generator)
+    G_ND[:, :6] *= size
+    contrast = [1.0, -1.0, 1.0, -1.0]
+    rows = GatheredRows([0] * 4, contrast, range(4), G_ND)
+    config = TracerConfig(hessian=hessian)
+    plan = plan_groups(rows.groups, contrast, rows.local, config)
+    weights = row_weights(rows, plan, layout, config)
+    assert weights.num_dropped == [4, 0]
+    assert weights.is_finite.tolist() == [[False, True]] * 4
+    assert weights.matrices.isfinite().all()
+    expected = row_weights(
+        GatheredRows([0] * 4, contrast, range(4), G_ND[:, 6:].contiguous()),
+        plan,
+        FactorLayout.of_shapes([(1, 4)]),
+        config,
+    )
+    torch.testing.assert_close(weights.matrices[:, 6:], expected.matrices)
+    assert weights.total == pytest.approx(expected.total)
+
+
+@pytest.mark.parametrize("hessian", ["response", "identity"])
+def test_where_only_one_sign_is_left_a_module_has_no_contrast(hessian: str) -> None:
+    layout = FactorLayout.of_shapes([(2, 3), (1, 4)])
+    config = TracerConfig(objective="log_prob", contrast="accepted_minus_rejected", hessian=hessian)
+    contrast = [1.0, 1.0, -1.0, 1.0]
+    for lost, is_scored in ((slice(0, 6), True), (slice(0, 10), False)):
+        G_ND = torch.randn(4, layout.gradient_dim, generator=torch.Generator().manual_seed(0))
+        G_ND[2, lost] = torch.nan
+        rows = GatheredRows([0] * 4, contrast, range(4), G_ND)
+        plan = plan_groups(rows.groups, contrast, rows.local, config)
+        weights = row_weights(rows, plan, layout, config)
+        assert not weights.matrices[:, lost].any()
+        assert weights.is_scored == [is_scored] * 4
+        assert sum(weights.num_dropped) == (1 if is_scored else 2)
+
+
+@pytest.mark.parametrize("size", [1e-31, 1e31])
+def test_gradients_that_are_just_inside_are_solved_as_any(size: float) -> None:
+    layout, config = FactorLayout.of_shapes([(2, 3)]), TracerConfig()
+    G_ND, contrast = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), [1.0, -1.0, 1.0, -1.0]
+    plan = plan_groups([0] * 4, contrast, range(4), config)
+    one, other = (
+        row_weights(GatheredRows([0] * 4, contrast, range(4), G), plan, layout, config)
+        for G in (G_ND, G_ND * size)
+    )
+    assert other.num_dropped == [0]
+    torch.testing.assert_close(other.matrices.double() * size, one.matrices.double(), rtol=1e-5, atol=1e-6)
+    assert other.total == pytest.approx(one.total, rel=1e-5)
 
 
 def test_modules_are_named_in_their_order_and_not_by_shape() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from influence.kernels.tiles import on_device
 from influence.layout import FactorLayout
+from influence.usable_range import UsableRange
 
 RULES: Final = {"identity": 0, "trace_over_responses": 1, "trace_over_dim": 2}
 """What the curvature and its damping are made of, as the kernel is told."""
@@ -42,8 +43,11 @@ def _solve_kernel(
     damping: tl.tensor,
     RULE: tl.constexpr,
     EXCLUDE_SELF: tl.constexpr,
+    NEEDS_BOTH_SIGNS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SQUARED_NORM_BELOW: tl.constexpr,
+    LEAST_DAMPING: tl.constexpr,
 ) -> None:
     module, group = tl.program_id(0), tl.program_id(1)
     start = tl.load(modules + 4 * module)
@@ -64,12 +68,17 @@ def _solve_kernel(
     # A gradient that is not finite takes no part; of K its row and column may be no number.
     diagonal = tl.where(i == j, K, 0.0)
     norms = tl.sum(diagonal, axis=1)
-    finite_i = (tl.abs(norms) < float("inf")) & is_row
-    finite_j = (tl.abs(tl.sum(diagonal, axis=0)) < float("inf")) & is_row
+    finite_i = (norms < SQUARED_NORM_BELOW) & is_row
+    finite_j = (tl.sum(diagonal, axis=0) < SQUARED_NORM_BELOW) & is_row
     K = tl.where(finite_i[:, None] & finite_j[None, :], K, 0.0)
     c = tl.load(contrast + group * num_rows + r, mask=is_row, other=0.0)
     c_i = tl.where(finite_i, c, 0.0)
     c_j = tl.where(finite_j, c, 0.0)
+    if NEEDS_BOTH_SIGNS:
+        highest = tl.zeros((BLOCK_R,), dtype=tl.float64) + tl.max(c_i, axis=0)
+        lowest = tl.zeros((BLOCK_R,), dtype=tl.float64) + tl.min(c_i, axis=0)
+        c_i = tl.where((highest > 0) & (lowest < 0), c_i, 0.0)
+        c_j = tl.where((highest > 0) & (lowest < 0), c_j, 0.0)
     trace = tl.sum(tl.where(finite_i, norms, 0.0), axis=0)
     count = tl.sum(finite_i.to(tl.float64), axis=0)
 
@@ -79,7 +88,10 @@ def _solve_kernel(
         weight = tl.zeros((BLOCK_R, BLOCK_R), dtype=tl.float64) + c_j[None, :]
     else:
         strength = tl.load(damping) * trace / (tl.maximum(count, 1.0) if RULE == 1 else dim.to(tl.float64))
-        has_direction = strength > 0
+        # Where the whole system is too small, none of its responses is scored.
+        strength_i = tl.zeros((BLOCK_R,), dtype=tl.float64) + strength
+        finite_i = finite_i & ((strength_i >= LEAST_DAMPING) | (strength_i <= 0))
+        has_direction = strength >= LEAST_DAMPING
         A = K + tl.where(i == j, tl.where(has_direction, strength, 1.0), 0.0)
         is_definite = has_direction
         for k in range(num_rows):
@@ -165,16 +177,18 @@ def solve_groups_into(
     rule: str,
     damping: Tensor,
     exclude_self: bool,
+    needs_both_signs: bool = False,
 ) -> Tensor:
     """Solve N groups of R <= 64 responses for all M modules; see `influence.weights.solve_groups`.
 
     `gradients` are float32; `rows` (int64) names each group's rows of them, and `local` (int64) the row
     of `weights` and `is_finite` (bool, modules in module order) that its result goes to, -1 for none.
+    With `needs_both_signs` a system whose finite responses have one sign of contrast weighs nothing.
     `rule` is one of RULES, `damping` float64 [1] on the device. Returns notes, float64 [M, N, 2 R + 2],
     modules class by class: each response's total, 1 where its gradient is finite, the effective degrees of
     freedom, and 1 where the system was not positive definite (the weights are zero then).
     """
-    device = gradients_nD.device
+    device, usable = gradients_nD.device, UsableRange.of(torch.float32, rule)
     modules = _modules_of(layout, device)
     num_modules = len(layout.places)
     num_groups, num_rows = rows_NR.shape
@@ -198,8 +212,11 @@ def solve_groups_into(
         damping,
         RULE=RULES[rule],
         EXCLUDE_SELF=exclude_self,
+        NEEDS_BOTH_SIGNS=needs_both_signs,
         BLOCK_R=block_r,
         BLOCK_D=32 if block_r < 64 else 16,
+        SQUARED_NORM_BELOW=usable.squared_norm_below,
+        LEAST_DAMPING=usable.least_damping,
         num_warps=block_r // 16 * 2,
     )
     return notes
