@@ -31,6 +31,36 @@ from influence.selection import select_tokens
 __all__ = ["ActivationCapture", "CaptureError", "MicroBatchCapture"]
 
 
+_RecordCall = Callable[[Recording, int, Any, Any], None]
+
+
+class ForwardHook:
+    """What hangs on a traced module. A copy of it, also a pickled one, is attached to nothing."""
+
+    __slots__ = ("_capture", "_index", "_record")
+
+    def __init__(
+        self,
+        capture: ActivationCapture | None = None,
+        record: _RecordCall | None = None,
+        index: int = 0,
+    ) -> None:
+        self._capture = capture
+        self._record = record
+        self._index = index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._capture is None or self._record is None:
+            return
+        recording = self._capture.recording
+        if recording is not None:
+            self._record(recording, self._index, args[0] if args else kwargs["input"], output)
+
+    def __reduce__(self) -> tuple[type[ForwardHook], tuple[()]]:
+        """A model that is copied or saved takes neither the tracer nor what it captured along."""
+        return ForwardHook, ()
+
+
 class ActivationCapture:
     """Owns the hooks on the traced modules and the micro-batches recorded since the last `clear`."""
 
@@ -48,15 +78,21 @@ class ActivationCapture:
         self._shares_previous = [False] * len(self._modules)
         """By module: whether it was last called with the very input of the module before it."""
         self._stacked_signs: dict[tuple[range, torch.device, torch.dtype], Tensor] = {}
-        self._uncompiled: Callable[..., None] = torch.compiler.disable(self._record_call)  # type: ignore[no-untyped-call]
+        # A compiled model is cut here: recording is nothing for its graph, nor for one of its own.
+        record: _RecordCall = torch.compiler.disable(self._record_call)  # type: ignore[no-untyped-call]
         self._handles = [
-            traced.module.register_forward_hook(partial(self._on_forward, index), with_kwargs=True)
+            traced.module.register_forward_hook(ForwardHook(self, record, index), with_kwargs=True)
             for index, traced in enumerate(self._modules)
         ]
 
     @property
     def is_open(self) -> bool:
         return self._open is not None
+
+    @property
+    def recording(self) -> Recording | None:
+        """That of the open micro-batch, if anything is to be recorded."""
+        return None if self._open is None or self._open.is_discarded else self._open
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -100,18 +136,6 @@ class ActivationCapture:
         if selection.row_ids and not recording.is_discarded:
             self.micro_batches.append(self._finish(recording))
             self._rows_seen.update(selection.row_ids)
-
-    def _on_forward(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        recording = self._open
-        if recording is None or recording.is_discarded:
-            return
-        value = args[0] if args else kwargs["input"]
-        if torch.compiler.is_compiling():  # a compiled model is cut here: this is nothing for its graph
-            self._uncompiled(recording, index, value, output)
-        else:
-            self._record_call(recording, index, value, output)
 
     def _record_call(self, recording: Recording, index: int, value: Any, output: Any) -> None:
         self._check(index, value, "in", recording)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -74,6 +76,33 @@ def test_nothing_is_added_to_the_model_and_remove_takes_the_hooks_off() -> None:
         capture(tracer, model, padded(RESPONSES))
 
 
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copied", "pickled"],
+)
+def test_a_copy_of_a_traced_model_takes_nothing_along(
+    duplicate: Callable[[TinyTransformer], TinyTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = TinyTransformer(), padded(RESPONSES)
+    tracer = InfluenceTracer(model, CONFIG)
+    capture(tracer, model, batch)
+
+    def refuse(captured: MicroBatch, protocol: int) -> None:
+        pytest.fail("what was captured is copied, too")
+
+    monkeypatch.setattr(MicroBatch, "__reduce_ex__", refuse)
+    twin = duplicate(model)
+    monkeypatch.undo()
+    # It runs, unseen by the tracer of the original, and can have a tracer of its own.
+    with tracer.capture(torch.full_like(batch.row_ids, -1)) as handle:
+        objective(twin, batch).backward()
+        handle.discard()
+    rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
+    again = trace(twin, [RESPONSES], CONFIG)
+    assert all(torch.equal(row.scores, again[row.row_id].scores) for row in rows)
+
+
 @pytest.mark.parametrize("num_passes", [1, 2])
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_checkpointing_does_not_matter(checkpointing: str, num_passes: int) -> None:
@@ -95,6 +124,18 @@ def test_a_compiled_model_scores_as_it_does_uncompiled(is_traced_first: bool) ->
     capture(tracer, compiled, batch)
     rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
     assert relative_error(torch.cat([row.scores for row in rows]), expected) < 1e-12
+
+
+@pytest.mark.slow
+def test_a_compiled_model_may_run_outside_of_captures_in_between() -> None:
+    expected = all_scores(TinyTransformer())
+    model, batch = TinyTransformer(), padded(RESPONSES)
+    tracer, compiled = InfluenceTracer(model, CONFIG), torch.compile(model, backend="aot_eager")
+    for _ in range(4):
+        capture(tracer, compiled, batch)
+        rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
+        assert relative_error(torch.cat([row.scores for row in rows]), expected) < 1e-12
+        objective(compiled, batch).backward()
 
 
 def test_the_first_layer_counts_though_its_input_needs_no_gradient() -> None:
