@@ -415,6 +415,29 @@ class TestSurprises:
         for row, response in zip(rows, RESPONSES, strict=True):
             assert row.total / stats["modules"] == pytest.approx(response.contrast, abs=0.05)
 
+    @pytest.mark.filterwarnings("error")
+    def test_a_warning_that_is_an_error_loses_no_rows_and_counts_nothing(self) -> None:
+        config = replace(self.REFERENCE, contrast="none")
+        model = TinyTransformer(width=32, hidden=48, kv_width=16)
+        tracer = InfluenceTracer(model, config)
+        arguments = [r.group for r in RESPONSES], [r.contrast for r in RESPONSES]
+        capture(tracer, model, padded(RESPONSES))
+        with pytest.raises(InfluenceWarning, match="effective degrees of freedom"):
+            tracer.pop_rows(*arguments)
+        assert tracer.debug_stats()["rows_emitted"] == tracer.debug_stats()["interpolated_groups"] == 0
+        # It was told, and is not told again.
+        rows = tracer.pop_rows(*arguments)
+        assert [row.row_id for row in rows] == [r.row_id for r in RESPONSES]
+        assert tracer.debug_stats()["rows_emitted"] == 8
+        assert tracer.pop_rows([], []) == []
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_setting_whose_warning_is_an_error_leaves_no_hooks(self) -> None:
+        model = TinyTransformer()
+        with pytest.raises(InfluenceWarning, match="sign of the advantage twice"):
+            InfluenceTracer(model, self.REFERENCE)
+        assert not any(module._forward_hooks for module in model.modules())
+
     @pytest.mark.parametrize(
         "change",
         [{"damping_mode": "trace_over_responses"}, {"exclude_self": True}, {"hessian": "identity"}],
