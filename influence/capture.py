@@ -146,8 +146,9 @@ class ActivationCapture:
         if recording.is_sealed:
             return  # the objective's gradient is there
         is_recomputed = torch._C._current_graph_task_id() != -1
+        computed = _as_computed(output)
         if not is_recomputed:
-            recording.edges.append(get_gradient_edge(output))
+            recording.edges.append(get_gradient_edge(computed))
         if not recording.selection.row_ids:
             return  # a rank without rows runs what the others run, for the gathers of its weights
         store = recording.store_for(output)
@@ -161,7 +162,7 @@ class ActivationCapture:
         if not is_recomputed:
             self._shares_previous[index] = shared.modules.start != index
             call.number = self._project_input(store, call, value, self._run_that_shares(index))
-        output.register_hook(partial(self._on_gradient, recording, call))
+        computed.register_hook(partial(self._on_gradient, recording, call))  # type: ignore[no-untyped-call]
 
     def _on_gradient(self, recording: Recording, call: LayerCall, gradient: Tensor) -> None:
         store = recording.store
@@ -234,3 +235,18 @@ class ActivationCapture:
                 "traced layers) inside capture(): run the forward and the backward of the objective inside"
             )
         return store.finish(self._dtype, recording.gradient_scale)
+
+
+def _as_computed(output: Tensor) -> Tensor:
+    """The tensor by whose gradient a layer's output is known, whatever is written into the output later.
+
+    A hook on a tensor sees the gradient of its value before any later write. Not so on a view, which a write
+    moves to another place of the graph. A layer with a bias puts out a view, of what it computed with all
+    tokens in one row.
+    """
+    base, node = output._base, output.grad_fn
+    if base is None or base.grad_fn is None or node is None:
+        return output
+    is_reshaped = base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    is_next = len(node.next_functions) == 1 and node.next_functions[0][0] is base.grad_fn
+    return base if is_reshaped and is_next else output
