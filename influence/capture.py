@@ -31,6 +31,36 @@ from influence.selection import select_tokens
 __all__ = ["ActivationCapture", "CaptureError", "MicroBatchCapture"]
 
 
+_RecordCall = Callable[[Recording, int, Any, Any], None]
+
+
+class ForwardHook:
+    """What hangs on a traced module. A copy of it, also a pickled one, is attached to nothing."""
+
+    __slots__ = ("_capture", "_index", "_record")
+
+    def __init__(
+        self,
+        capture: ActivationCapture | None = None,
+        record: _RecordCall | None = None,
+        index: int = 0,
+    ) -> None:
+        self._capture = capture
+        self._record = record
+        self._index = index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._capture is None or self._record is None:
+            return
+        recording = self._capture.recording
+        if recording is not None:
+            self._record(recording, self._index, args[0] if args else kwargs["input"], output)
+
+    def __reduce__(self) -> tuple[type[ForwardHook], tuple[()]]:
+        """A model that is copied or saved takes neither the tracer nor what it captured along."""
+        return ForwardHook, ()
+
+
 class ActivationCapture:
     """Owns the hooks on the traced modules and the micro-batches recorded since the last `clear`."""
 
@@ -48,15 +78,21 @@ class ActivationCapture:
         self._shares_previous = [False] * len(self._modules)
         """By module: whether it was last called with the very input of the module before it."""
         self._stacked_signs: dict[tuple[range, torch.device, torch.dtype], Tensor] = {}
-        self._uncompiled: Callable[..., None] = torch.compiler.disable(self._record_call)  # type: ignore[no-untyped-call]
+        # A compiled model is cut here: recording is nothing for its graph, nor for one of its own.
+        record: _RecordCall = torch.compiler.disable(self._record_call)  # type: ignore[no-untyped-call]
         self._handles = [
-            traced.module.register_forward_hook(partial(self._on_forward, index), with_kwargs=True)
+            traced.module.register_forward_hook(ForwardHook(self, record, index), with_kwargs=True)
             for index, traced in enumerate(self._modules)
         ]
 
     @property
     def is_open(self) -> bool:
         return self._open is not None
+
+    @property
+    def recording(self) -> Recording | None:
+        """That of the open micro-batch, if anything is to be recorded."""
+        return None if self._open is None or self._open.is_discarded else self._open
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -101,18 +137,6 @@ class ActivationCapture:
             self.micro_batches.append(self._finish(recording))
             self._rows_seen.update(selection.row_ids)
 
-    def _on_forward(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        recording = self._open
-        if recording is None or recording.is_discarded:
-            return
-        value = args[0] if args else kwargs["input"]
-        if torch.compiler.is_compiling():  # a compiled model is cut here: this is nothing for its graph
-            self._uncompiled(recording, index, value, output)
-        else:
-            self._record_call(recording, index, value, output)
-
     def _record_call(self, recording: Recording, index: int, value: Any, output: Any) -> None:
         self._check(index, value, "in", recording)
         self._check(index, output, "out", recording)
@@ -122,8 +146,9 @@ class ActivationCapture:
         if recording.is_sealed:
             return  # the objective's gradient is there
         is_recomputed = torch._C._current_graph_task_id() != -1
+        computed = _as_computed(output)
         if not is_recomputed:
-            recording.edges.append(get_gradient_edge(output))
+            recording.edges.append(get_gradient_edge(computed))
         if not recording.selection.row_ids:
             return  # a rank without rows runs what the others run, for the gathers of its weights
         store = recording.store_for(output)
@@ -137,7 +162,7 @@ class ActivationCapture:
         if not is_recomputed:
             self._shares_previous[index] = shared.modules.start != index
             call.number = self._project_input(store, call, value, self._run_that_shares(index))
-        output.register_hook(partial(self._on_gradient, recording, call))
+        computed.register_hook(partial(self._on_gradient, recording, call))  # type: ignore[no-untyped-call]
 
     def _on_gradient(self, recording: Recording, call: LayerCall, gradient: Tensor) -> None:
         store = recording.store
@@ -210,3 +235,18 @@ class ActivationCapture:
                 "traced layers) inside capture(): run the forward and the backward of the objective inside"
             )
         return store.finish(self._dtype, recording.gradient_scale)
+
+
+def _as_computed(output: Tensor) -> Tensor:
+    """The tensor by whose gradient a layer's output is known, whatever is written into the output later.
+
+    A hook on a tensor sees the gradient of its value before any later write. Not so on a view, which a write
+    moves to another place of the graph. A layer with a bias puts out a view, of what it computed with all
+    tokens in one row.
+    """
+    base, node = output._base, output.grad_fn
+    if base is None or base.grad_fn is None or node is None:
+        return output
+    is_reshaped = base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    is_next = len(node.next_functions) == 1 and node.next_functions[0][0] is base.grad_fn
+    return base if is_reshaped and is_next else output

@@ -7,12 +7,14 @@ that it has a row of.
 
 from __future__ import annotations
 
+import reprlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
-from math import isfinite
-from typing import Any, Final, cast
+from math import isfinite, nan
+from operator import index
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -24,6 +26,10 @@ from influence.staging import to_device
 
 TABLE_ROWS: Final = 512
 """Rows of a rank that fit into the first exchange; with more, group ids and contrasts take one more."""
+
+_NO_NUMBERS: Final = (bool, np.bool_, str, bytes, bytearray)
+"""What `float` takes, and no caller can have meant as a number."""
+_NOT_CONVERTED: Final = (TypeError, ValueError, OverflowError, RuntimeError)
 
 
 class GatherError(RuntimeError):
@@ -66,13 +72,18 @@ class GroupPlan:
         return [row - local.start for row in members if row in local]
 
 
-def check_rows(groups: Sequence[int], contrast: Sequence[float], num_rows: int) -> str | None:
-    """What is wrong with the arguments of ``pop_rows`` for `num_rows` captured rows, or None."""
-    for name, values in (("groups", groups), ("contrast", contrast)):
-        if len(values) != num_rows:
-            return f"{name} has {len(values)} entries where {num_rows} rows were captured; give one a row"
-    bad = [i for i, value in enumerate(contrast) if not isfinite(value)]
-    return f"contrast of row {bad[0]} is {contrast[bad[0]]}; it must be finite" if bad else None
+def check_rows(
+    groups: Sequence[int], contrast: Sequence[float], num_rows: int
+) -> tuple[list[int], list[float]]:
+    """The arguments of ``pop_rows`` for `num_rows` captured rows as plain numbers.
+
+    Raises ValueError where there is not one entry a row, a group is no whole number of 64 bits, or a
+    contrast no finite number; nothing is rounded, and no text or truth value taken for a number.
+    """
+    return (
+        [_group_id(value, row) for row, value in enumerate(_entries("groups", groups, num_rows))],
+        [_contrast(value, row) for row, value in enumerate(_entries("contrast", contrast, num_rows))],
+    )
 
 
 def gather_rows(
@@ -89,19 +100,20 @@ def gather_rows(
     Raises ValueError (see `check_rows`), and GatherError on the other ranks, before gradients are exchanged.
     """
     num_rows, width = gradients.shape
-    ids, signs = _as_list(groups), _as_list(contrast)
-    problem = check_rows(ids, signs, num_rows)
     if process_group is None:
-        if problem:
-            raise ValueError(problem)
-        return GatheredRows([int(g) for g in ids], [float(c) for c in signs], range(num_rows), gradients)
+        return GatheredRows(*check_rows(groups, contrast, num_rows), range(num_rows), gradients)
 
+    problem: Exception | None = None
+    checked: tuple[list[int], list[float]] = ([], [])
+    try:
+        checked = check_rows(groups, contrast, num_rows)
+    except Exception as error:  # also one of the caller's own sequence: the other ranks wait to hear of it
+        problem = error
+    ids, signs = checked
     header = [num_rows, width, problem is None]
-    if problem:
-        ids, signs = [], []
     tables = _exchange(header, ids, signs, TABLE_ROWS, gradients.device, process_group)
-    if problem:
-        raise ValueError(problem)
+    if problem is not None:
+        raise problem
     rank = dist.get_rank(process_group)
     for other, (_, other_width, is_valid) in enumerate(tables[:, :3].tolist()):
         if not is_valid:
@@ -162,15 +174,50 @@ def _has_contrast(values: Sequence[float], config: TracerConfig) -> bool:
     return any(c != 0 for c in values)
 
 
-def _as_list(values: object) -> list[Any]:
-    """A tensor's numbers at once; each by itself would make the host wait for a device."""
-    listed: list[Any] = values.tolist() if isinstance(values, Tensor) else list(cast("list[Any]", values))
+def _entries(name: str, values: object, num_rows: int) -> list[Any]:
+    """One entry a row. A tensor's at once: each by itself would make the host wait for a device."""
+    if isinstance(values, Tensor | np.ndarray):
+        listed = values.tolist()
+    elif isinstance(values, Iterable) and not isinstance(values, Mapping | Set):
+        listed = list(values)
+    else:
+        listed = None
+    if not isinstance(listed, list):
+        raise ValueError(f"{name} is {_shown(values)}; give a sequence with an entry a row")
+    if len(listed) != num_rows:
+        raise ValueError(
+            f"{name} has {len(listed)} entries where {num_rows} rows were captured; give one a row"
+        )
     return listed
+
+
+def _group_id(value: Any, row: int) -> int:
+    try:
+        group = None if isinstance(value, bool) else index(value)
+    except _NOT_CONVERTED:
+        group = None
+    if group is None or not -(2**63) <= group < 2**63:
+        raise ValueError(f"group of row {row} is {_shown(value)}; it must be a whole number of 64 bits")
+    return group
+
+
+def _contrast(value: Any, row: int) -> float:
+    try:
+        number = nan if isinstance(value, _NO_NUMBERS) else float(value)
+    except _NOT_CONVERTED:
+        number = nan
+    if not isfinite(number):
+        raise ValueError(f"contrast of row {row} is {_shown(value)}; it must be a finite number")
+    return number
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(value)
 
 
 def _exchange(
     header: Sequence[int],
-    ids: Sequence[float],
+    ids: Sequence[int],
     signs: Sequence[float],
     capacity: int,
     device: torch.device,
@@ -183,7 +230,7 @@ def _exchange(
     table = np.zeros(3 + 2 * capacity, dtype=np.int64)
     table[:3] = header
     num_sent = min(len(ids), capacity)
-    table[3 : 3 + num_sent] = [int(g) for g in ids[:num_sent]]
+    table[3 : 3 + num_sent] = ids[:num_sent]
     table[3 + capacity : 3 + capacity + num_sent] = np.asarray(signs[:num_sent], np.float64).view(np.int64)
     (own,) = to_device([table], device)
     return _all_gather(own, process_group).cpu().numpy()

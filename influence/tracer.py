@@ -69,6 +69,7 @@ class InfluenceTracer:
         self.config = config
         self._process_group = process_group
         self._modules, narrowed = find_modules(model, config)
+        _warn_of_settings(config, narrowed)  # before the hooks: a filter may make it an error
         self._dtype = response_dtype(self._modules[0].module.weight.dtype)
         self._device = _compute_device(model, process_group)
         self._capture = ActivationCapture(self._modules, self._dtype, config.max_tokens_per_response)
@@ -76,7 +77,6 @@ class InfluenceTracer:
         self._counts = Counter(dict.fromkeys(COUNTERS, 0))
         self._nonfinite: Counter[str] = Counter()
         self._told_interpolation = False
-        _warn_of_settings(config, narrowed)
 
     @property
     def module_names(self) -> tuple[str, ...]:
@@ -116,7 +116,9 @@ class InfluenceTracer:
         also one that has no rows.
 
         Raises ValueError when the arguments do not fit the captured rows (GatherError on the other ranks)
-        and CaptureError inside ``capture``; the captured rows are still there then.
+        and CaptureError inside ``capture``. Whatever is raised, also a warning that a filter makes an error,
+        this rank's rows are still there afterwards and nothing is counted: the call can be made again, with a
+        process group where all its ranks raise.
         """
         if self._capture.is_open:
             raise CaptureError("pop_rows() inside capture(): end the micro-batch first")
@@ -127,7 +129,6 @@ class InfluenceTracer:
             rows = self._gather(groups, contrast, gradients_nD)
             plan = plan_groups(rows.groups, rows.contrast, rows.local, self.config)
             ended("grad_staging")
-            self._capture.clear()
             factors = None
             if self.config.hessian == "token":
                 factors = TokenFactors.of_micro_batches(batches, place_of, self._process_group)
@@ -146,9 +147,12 @@ class InfluenceTracer:
             emitted = emit_rows(
                 batches, place_of, copy.tensor, score_plan.row_slots, weights.total, weights.is_scored
             )
-            self._count(batches, plan, weights)
             copy.wait()
             ended("score_aggregation")
+        # Last, and the rows are let go after it, since a filter may make a warning an error.
+        self._tell(plan, weights)
+        self._count(batches, plan, weights)
+        self._capture.clear()
         return emitted
 
     def pop_timing(self) -> dict[str, float]:
@@ -194,38 +198,44 @@ class InfluenceTracer:
 
     def _count(self, batches: Sequence[MicroBatch], plan: GroupPlan, weights: RowWeights) -> None:
         scored_groups = plan.num_counted - plan.num_counted_skipped
-        num_interpolated = weights.num_interpolated
         self._counts.update(
             micro_batches=len(batches),
             captured_tokens=sum(batch.selection.row_offsets[-1] for batch in batches),
             rows_emitted=sum(len(batch.selection.row_ids) for batch in batches),
             groups=plan.num_counted,
             skipped_groups=plan.num_counted_skipped,
-            interpolated_groups=num_interpolated,
+            interpolated_groups=weights.num_interpolated,
             double_sign_groups=scored_groups if self.config.counts_advantage_sign_twice else 0,
             solve_floors=weights.num_floors,
             nonfinite_drops=sum(weights.num_dropped),
         )
-        if num_interpolated and not self._told_interpolation:
+        self._nonfinite.update(self._dropped(weights))
+
+    def _tell(self, plan: GroupPlan, weights: RowWeights) -> None:
+        """Warn of what the scores may lack; of interpolation once."""
+        if weights.num_interpolated and not self._told_interpolation:
             self._told_interpolation = True
+            scored_groups = plan.num_counted - plan.num_counted_skipped
             _warn(
-                f"in {num_interpolated} of {scored_groups} groups the layers with most of the projected "
+                f"in {weights.num_interpolated} of {scored_groups} groups the layers with most of the projected "
                 "dimensions each give every response scores that add up to its own contrast "
                 f"({weights.effective_dof:.2f} effective degrees of freedom for "
                 f"{plan.num_counted_rows} responses): a token's score then "
                 "hardly predicts what a step along it does. Raise influence.damping, or use "
                 "damping_mode: trace_over_responses or exclude_self: true"
             )
-        dropped = {
-            name: count for name, count in zip(self.module_names, weights.num_dropped, strict=True) if count
-        }
-        if dropped:
-            self._nonfinite.update(dropped)
-            listed = ", ".join(f"{name} ({count})" for name, count in list(dropped.items())[:5])
+        if dropped := self._dropped(weights):
+            named = [f"{name} ({count})" for name, count in list(dropped.items())[:5]]
+            rest = [f"{len(dropped) - len(named)} more"] if len(dropped) > len(named) else []
             _warn(
                 "values that are not finite, or too large or too small to score with: "
-                f"dropped {len(dropped)} modules from rows: {listed}"
+                f"dropped {len(dropped)} modules from rows: {', '.join([*named, *rest])}"
             )
+
+    def _dropped(self, weights: RowWeights) -> dict[str, int]:
+        """How many rows each module lost; those that lost none are left out."""
+        counts = zip(self.module_names, weights.num_dropped, strict=True)
+        return {name: count for name, count in counts if count}
 
 
 def _places(row_ids: Sequence[int]) -> NDArray[np.int64]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -74,6 +77,33 @@ def test_nothing_is_added_to_the_model_and_remove_takes_the_hooks_off() -> None:
         capture(tracer, model, padded(RESPONSES))
 
 
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copied", "pickled"],
+)
+def test_a_copy_of_a_traced_model_takes_nothing_along(
+    duplicate: Callable[[TinyTransformer], TinyTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = TinyTransformer(), padded(RESPONSES)
+    tracer = InfluenceTracer(model, CONFIG)
+    capture(tracer, model, batch)
+
+    def refuse(captured: MicroBatch, protocol: int) -> None:
+        pytest.fail("what was captured is copied, too")
+
+    monkeypatch.setattr(MicroBatch, "__reduce_ex__", refuse)
+    twin = duplicate(model)
+    monkeypatch.undo()
+    # It runs, unseen by the tracer of the original, and can have a tracer of its own.
+    with tracer.capture(torch.full_like(batch.row_ids, -1)) as handle:
+        objective(twin, batch).backward()
+        handle.discard()
+    rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
+    again = trace(twin, [RESPONSES], CONFIG)
+    assert all(torch.equal(row.scores, again[row.row_id].scores) for row in rows)
+
+
 @pytest.mark.parametrize("num_passes", [1, 2])
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_checkpointing_does_not_matter(checkpointing: str, num_passes: int) -> None:
@@ -95,6 +125,63 @@ def test_a_compiled_model_scores_as_it_does_uncompiled(is_traced_first: bool) ->
     capture(tracer, compiled, batch)
     rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
     assert relative_error(torch.cat([row.scores for row in rows]), expected) < 1e-12
+
+
+@pytest.mark.slow
+def test_a_compiled_model_may_run_outside_of_captures_in_between() -> None:
+    expected = all_scores(TinyTransformer())
+    model, batch = TinyTransformer(), padded(RESPONSES)
+    tracer, compiled = InfluenceTracer(model, CONFIG), torch.compile(model, backend="aot_eager")
+    for _ in range(4):
+        capture(tracer, compiled, batch)
+        rows = tracer.pop_rows([r.group for r in RESPONSES], [r.contrast for r in RESPONSES])
+        assert relative_error(torch.cat([row.scores for row in rows]), expected) < 1e-12
+        objective(compiled, batch).backward()
+
+
+class WritingModel(nn.Module):
+    """Layers with and without a bias whose outputs are then written into, or changed out of place."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_place = in_place
+        for name, bias in (("q_proj", True), ("k_proj", True), ("v_proj", False), ("o_proj", True)):
+            self.register_module(name, nn.Linear(8, 8, bias=bias, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, first = self.q_proj(x), self.k_proj(x).tanh()
+        again, v = self.k_proj(first), self.v_proj(first)
+        if not self.in_place:
+            q = torch.cat([2 * q[..., :4], q[..., 4:]], -1)
+            return self.o_proj((q + again.relu() + 3 * v).tanh()) + x
+        q[..., :4] = 2 * q[..., :4]
+        again.relu_()
+        v.mul_(3)
+        out = self.o_proj((q + again + v).tanh())
+        out += x
+        return out
+
+
+@pytest.mark.parametrize("uses_handle", [False, True])
+def test_outputs_may_be_written_into(uses_handle: bool) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(4, 5, 8, dtype=torch.float64)
+    row_ids = torch.arange(4)[:, None].expand(4, 5).contiguous()
+    scores = []
+    for in_place in (False, True):
+        model = WritingModel(in_place=in_place)
+        tracer = InfluenceTracer(model, replace(CONFIG, modules=("*_proj",)))
+        with tracer.capture(row_ids) as micro_batch:
+            loss = model(x).square().sum()
+            if uses_handle:
+                micro_batch.backward(loss)
+            else:
+                loss.backward()
+        rows = tracer.pop_rows([0, 0, 0, 0], [1.0, -1.0, 1.0, -1.0])
+        scores.append(torch.cat([row.scores for row in rows]))
+    expected, found = scores
+    assert relative_error(found, expected) < 1e-12
 
 
 def test_the_first_layer_counts_though_its_input_needs_no_gradient() -> None:

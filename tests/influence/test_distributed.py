@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,11 @@ def _rank(rank: int, job: Callable[[int], Any], num_ranks: int, folder: str) -> 
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=num_ranks,
+        timeout=timedelta(minutes=2),
     )
     try:
         torch.save(job(rank), f"{folder}/{rank}.pt")
@@ -114,21 +120,42 @@ def test_the_number_of_ranks_does_not_matter(
     assert sum(result["stats"]["rows_emitted"] for result in by_rank) == len(RESPONSES)
 
 
-def pass_wrong_arguments_on_rank_1(rank: int) -> str:
+def _broken() -> Iterator[int]:
+    yield 0
+    raise KeyError("the caller's own")
+
+
+WRONG_ARGUMENTS: dict[str, tuple[Any, Any, str]] = {
+    "too many": ([0, 0], [1.0] * 3, "ValueError: contrast has 3 entries where 2 rows"),
+    "not whole": ([0, 0.5], [1.0, 1.0], "ValueError: group of row 1 is 0.5"),
+    "not a number": ([math.nan, 0], [1.0, 1.0], "ValueError: group of row 0 is nan"),
+    "too large": ([2**63, 0], [1.0, 1.0], "ValueError: group of row 0 is 9223372036854775808"),
+    "no sequence": (5, [1.0, 1.0], "ValueError: groups is 5"),
+    "nothing": ([0, 0], [None, None], "ValueError: contrast of row 0 is None"),
+    "an error of its own": (_broken(), [1.0, 1.0], 'KeyError: "the caller\'s own"'),
+}
+
+
+def pass_wrong_arguments_on_rank_1(rank: int) -> dict[str, str]:
     model = TinyTransformer()
     tracer = InfluenceTracer(model, CONFIG, process_group=dist.group.WORLD)
     capture(tracer, model, padded(RESPONSES[:2]))
-    try:
-        tracer.pop_rows([0, 0], [1.0] * (3 if rank == 1 else 2))
-    except (RuntimeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+    found = {}
+    for name, (ids, contrast, _) in WRONG_ARGUMENTS.items():
+        try:
+            tracer.pop_rows(*((ids, contrast) if rank == 1 else ([0, 0], [1.0, 1.0])))
+        except (RuntimeError, ValueError, KeyError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    found["rows"] = str(len(tracer.pop_rows([0, 0], [1.0, 1.0])))
+    return found
 
 
 def test_wrong_arguments_on_one_rank_end_all_and_hang_none(tmp_path: Path) -> None:
     first, second = on_ranks(pass_wrong_arguments_on_rank_1, 2, tmp_path)
-    assert first.startswith("GatherError: rank 1")
-    assert second.startswith("ValueError: contrast has 3 entries where 2 rows")
+    for name, (_, _, message) in WRONG_ARGUMENTS.items():
+        assert first[name].startswith("GatherError: rank 1")
+        assert second[name].startswith(message)
+    assert first["rows"] == second["rows"] == "2"
 
 
 def sharded(model: TinyTransformer) -> TinyTransformer:

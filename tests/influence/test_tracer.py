@@ -7,7 +7,9 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -390,11 +392,27 @@ class TestArguments:
             ([0] * 7, [1.0] * 8, "groups has 7 entries where 8 rows"),
             ([0] * 8, [1.0] * 9, "contrast has 9 entries where 8 rows"),
             ([0] * 8, [1.0] * 7 + [math.nan], "contrast of row 7 is nan"),
+            ([0] * 7 + [0.5], [1.0] * 8, r"group of row 7 is 0\.5; it must be a whole number"),
+            ([0, 1.0] * 4, [1.0] * 8, r"group of row 1 is 1\.0"),
+            (torch.zeros(8), [1.0] * 8, r"group of row 0 is 0\.0"),
+            (torch.zeros(8, dtype=torch.bool), [1.0] * 8, "group of row 0 is False"),
+            (torch.zeros(8, 1, dtype=torch.int64), [1.0] * 8, r"group of row 0 is \[0\]"),
+            (["0"] * 8, [1.0] * 8, "group of row 0 is '0'"),
+            ([0, True] * 4, [1.0] * 8, "group of row 1 is True"),
+            ([0] * 7 + [2**63], [1.0] * 8, "group of row 7 is 9223372036854775808; .* 64 bits"),
+            (5, [1.0] * 8, "groups is 5; give a sequence"),
+            (torch.tensor(5), [1.0] * 8, r"groups is tensor\(5\); give a sequence"),
+            (dict.fromkeys(range(8), 0), [1.0] * 8, "groups is {0: 0, .*; give a sequence"),
+            ([0] * 8, [None] * 8, "contrast of row 0 is None; it must be a finite number"),
+            ([0] * 8, ["1"] * 8, "contrast of row 0 is '1'"),
+            ([0] * 8, [True] * 8, "contrast of row 0 is True"),
+            ([0] * 8, [1j] * 8, "contrast of row 0 is 1j"),
+            ([0] * 8, [10**400] * 8, "contrast of row 0 is 1000.*0000; it must be a finite"),
+            ([0] * 8, [torch.ones(2)] * 8, "contrast of row 0 is tensor"),
+            ([0] * 8, None, "contrast is None; give a sequence"),
         ],
     )
-    def test_wrong_arguments_keep_what_was_captured(
-        self, groups: list[int], contrast: list[float], message: str
-    ) -> None:
+    def test_wrong_arguments_keep_what_was_captured(self, groups: Any, contrast: Any, message: str) -> None:
         tracer = InfluenceTracer(MODEL, CONFIG)
         capture(tracer, MODEL, padded(RESPONSES))
         with pytest.raises(ValueError, match=message):
@@ -403,12 +421,11 @@ class TestArguments:
         tracer.remove()
         assert_same({row.row_id: row for row in rows})
 
-    def test_tensors_are_taken_as_well(self) -> None:
+    @pytest.mark.parametrize("kind", [torch.tensor, np.asarray, iter, lambda v: list(torch.tensor(v))])
+    def test_tensors_and_arrays_are_taken_as_well(self, kind: Callable[[list[float]], Any]) -> None:
         tracer = InfluenceTracer(MODEL, CONFIG)
         capture(tracer, MODEL, padded(RESPONSES))
-        rows = tracer.pop_rows(
-            torch.tensor([r.group for r in RESPONSES]), torch.tensor([r.contrast for r in RESPONSES])
-        )
+        rows = tracer.pop_rows(kind([r.group for r in RESPONSES]), kind([r.contrast for r in RESPONSES]))
         tracer.remove()
         assert_same({row.row_id: row for row in rows})
 
@@ -450,6 +467,29 @@ class TestSurprises:
         assert stats["interpolated_groups"] == 2
         for row, response in zip(rows, RESPONSES, strict=True):
             assert row.total / stats["modules"] == pytest.approx(response.contrast, abs=0.05)
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_warning_that_is_an_error_loses_no_rows_and_counts_nothing(self) -> None:
+        config = replace(self.REFERENCE, contrast="none")
+        model = TinyTransformer(width=32, hidden=48, kv_width=16)
+        tracer = InfluenceTracer(model, config)
+        arguments = [r.group for r in RESPONSES], [r.contrast for r in RESPONSES]
+        capture(tracer, model, padded(RESPONSES))
+        with pytest.raises(InfluenceWarning, match="effective degrees of freedom"):
+            tracer.pop_rows(*arguments)
+        assert tracer.debug_stats()["rows_emitted"] == tracer.debug_stats()["interpolated_groups"] == 0
+        # It was told, and is not told again.
+        rows = tracer.pop_rows(*arguments)
+        assert [row.row_id for row in rows] == [r.row_id for r in RESPONSES]
+        assert tracer.debug_stats()["rows_emitted"] == 8
+        assert tracer.pop_rows([], []) == []
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_setting_whose_warning_is_an_error_leaves_no_hooks(self) -> None:
+        model = TinyTransformer()
+        with pytest.raises(InfluenceWarning, match="sign of the advantage twice"):
+            InfluenceTracer(model, self.REFERENCE)
+        assert not any(module._forward_hooks for module in model.modules())
 
     @pytest.mark.parametrize(
         "change",
