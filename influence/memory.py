@@ -18,6 +18,7 @@ M modules, of which those with the largest gradients have ``D_max`` numbers in a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -73,12 +74,19 @@ def estimate_memory(
     `model` may be on any device, also on ``meta``. The tokens are those of `rows` responses, where the
     process group has `all_rows` in all (by default as many), in groups of `responses_per_group` (one
     group with ``scope=batch``) and of about equal length. `dtype` is what the traced layers compute in: by
-    default the type of their weights; name it under autocast.
+    default the type of their weights; name it under autocast. A layer is taken to run once in a forward: one
+    that runs n times makes the factors of all layers take n times as much.
 
     Raises TracerConfigError when `config.modules` names something that cannot be traced, ValueError for
-    numbers that cannot be.
+    numbers that cannot be, and TypeError for what is no whole number or no floating type of torch.
     """
     all_rows = rows if all_rows is None else all_rows
+    counts: tuple[object, ...] = (tokens, rows, all_rows, responses_per_group)
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, Integral):
+            raise TypeError(f"expected whole numbers of tokens and rows, not {count!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is {dtype!r}; expected a floating type such as torch.bfloat16")
     if tokens < 0 or rows < 1 or all_rows < rows or responses_per_group < 1:
         raise ValueError(
             f"tokens={tokens}, rows={rows}, all_rows={all_rows}, responses_per_group={responses_per_group}: "

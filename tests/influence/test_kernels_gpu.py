@@ -182,6 +182,18 @@ def test_score(generator: torch.Generator) -> None:
     assert torch.equal(out, again)
 
 
+def test_score_takes_a_chunk_without_slots(generator: torch.Generator) -> None:
+    layout = FactorLayout.of_shapes(SHAPES[:2])
+    factors, bounds = captured(layout, [20], generator)
+    tiles = torch.from_numpy(kernels.token_tiles([1], [bounds[0][0]], [bounds[0][1]], [0])).to(DEVICE)
+    weights = torch.randn(1, layout.gradient_dim, generator=generator).to(DEVICE)
+    is_finite = torch.ones(1, 2, dtype=torch.bool, device=DEVICE)
+    found, expected = (torch.empty(factors.shape[1], device=DEVICE) for _ in range(2))
+    score([factors[:, :0].contiguous(), factors], tiles, weights, is_finite, layout, found)
+    plain.score([factors[:, :0], factors], tiles, weights, is_finite, layout, expected)
+    assert relative_error(found, expected) < 2e-5
+
+
 def test_score_refuses_what_is_not_aligned(generator: torch.Generator) -> None:
     layout = FactorLayout.of_shapes(SHAPES[:1])
     factors, _ = captured(layout, [64], generator)

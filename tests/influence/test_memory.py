@@ -155,3 +155,29 @@ def test_what_cannot_be_is_refused() -> None:
             estimate_memory(TinyTransformer(), CONFIG, **{"tokens": 1, **wrong})
     with pytest.raises(TracerConfigError, match="matches no layer"):
         estimate_memory(TinyTransformer(), replace(CONFIG, modules=("no_such",)), 1)
+
+
+def test_what_is_no_number_or_type_is_refused() -> None:
+    wrong: list[dict[str, Any]] = [
+        {"tokens": 1.5},
+        {"tokens": True},
+        {"rows": 2.0},
+        {"responses_per_group": "16"},
+    ]
+    for arguments in wrong:
+        with pytest.raises(TypeError, match="expected whole numbers"):
+            estimate_memory(TinyTransformer(), CONFIG, **{"tokens": 1, **arguments})
+    for dtype in ("bf16", torch.int8):
+        with pytest.raises(TypeError, match="expected a floating type"):
+            estimate_memory(TinyTransformer(), CONFIG, 1, dtype=dtype)
+
+
+def test_a_layer_that_runs_twice_doubles_the_factors() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    config = TracerConfig(modules=("0",), projection_dim_factor=8)
+    stated = estimate_memory(model, config, 32, rows=2)
+    tracer = InfluenceTracer(model, config)
+    with tracer.capture(torch.arange(2).repeat_interleave(16)[None]):
+        model(model(torch.randn(1, 32, 64))).sum().backward()
+    (batch,) = tracer._capture.micro_batches
+    assert sum(part.nbytes for part in batch.factors) == 2 * 32 * stated.bytes_per_token

@@ -261,6 +261,6 @@ def _chunk_table(chunks: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[np.int64]
     table[:, 0] = [chunk.data_ptr() for chunk in chunks]
     table[:, 1] = [chunk.stride(0) for chunk in chunks]
     table[:, 2] = num_slots.cumsum() - num_slots
-    if (table[:, :2] % SLOT_ALIGNMENT).any():
+    if (table[num_slots > 0, :2] % SLOT_ALIGNMENT).any():
         raise ValueError(f"the rows of factors must start at multiples of {SLOT_ALIGNMENT} numbers")
     return table
