@@ -226,7 +226,10 @@ class ActivationCapture:
     def _finish(self, recording: Recording) -> MicroBatch:
         store, recording.store = recording.store, None
         if not recording.num_forwards:
-            raise CaptureError("no traced layer ran inside capture(): the forward belongs inside, too")
+            raise CaptureError(
+                "no traced layer ran inside capture(): the forward belongs inside, too; and where a model "
+                "of this class was compiled before the tracer was made, call torch.compiler.reset() first"
+            )
         everything = range(len(self._modules))
         silent = store.modules_without_gradient() if store is not None else everything
         if store is None or silent:

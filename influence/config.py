@@ -114,7 +114,7 @@ class TracerConfig:
                 raise TracerConfigError(_bad_value(name, getattr(self, name), "true or false"))
         for name in ("accepted_above", "damping"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
                 raise TracerConfigError(_bad_value(name, value, "a finite number"))
             object.__setattr__(self, name, float(value))
         if self.damping <= 0:
@@ -138,6 +138,8 @@ class TracerConfig:
 
         Raises TracerConfigError for an unknown option, naming the nearest one and listing all.
         """
+        if not isinstance(options, Mapping):
+            raise TracerConfigError(f"influence: {options!r} is not valid; expected options with values")
         names = [field.name for field in fields(cls)]
         for name in options:
             if name not in names:
@@ -187,10 +189,17 @@ class TracerConfig:
 
 
 def _module_patterns(value: object) -> tuple[str, ...]:
-    patterns = () if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+    patterns = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else ()
     if not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise TracerConfigError(_bad_value("modules", value, "a list with at least one name or pattern"))
     return patterns
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _is_int(value: object) -> bool:

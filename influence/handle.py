@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -92,8 +93,13 @@ def _by_row(scale: GradientScale, row_ids: tuple[int, ...]) -> Tensor:
         absent = [row_id for row_id in row_ids if row_id not in scale]
         if absent:
             raise ValueError(f"gradient_scale has no number for row {absent[0]}")
-        scale = [float(scale[row_id]) for row_id in row_ids]
-    scale_R = torch.as_tensor(scale, dtype=torch.float64).detach().to("cpu", copy=True)
+        scale = [scale[row_id] for row_id in row_ids]
+    try:
+        scale_R = torch.as_tensor(scale, dtype=torch.float64).detach().to("cpu", copy=True)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"gradient_scale must be a number for each row, not {reprlib.repr(scale)}"
+        ) from error
     if scale_R.shape != (len(row_ids),):
         raise ValueError(
             f"gradient_scale has shape {tuple(scale_R.shape)} where {len(row_ids)} rows are captured; "

@@ -54,10 +54,12 @@ def find_modules(model: nn.Module, config: TracerConfig) -> tuple[list[TracedMod
     A pattern matches a whole canonical name or its end from a dot on. Layers whose weight is frozen have no
     gradient to trace and are left out.
 
-    Raises TracerConfigError where a pattern matches no linear layer with a trainable weight.
+    Raises TracerConfigError where a pattern matches no linear layer with a trainable weight, and where two
+    layers have one canonical name.
     """
-    named = {canonical_name(name): module for name, module in model.named_modules() if name}
     # A wrapper and the layer inside it share a canonical name; named_modules lists the inner one later.
+    found = {canonical_name(path): (path, module) for path, module in model.named_modules() if path}
+    named = {name: module for name, (_, module) in found.items()}
     linears = {name: module for name, module in named.items() if isinstance(module, nn.Linear)}
     chosen: dict[str, nn.Linear] = {}
     for pattern in config.modules:
@@ -66,6 +68,13 @@ def find_modules(model: nn.Module, config: TracerConfig) -> tuple[list[TracedMod
         if not trainable:
             raise TracerConfigError(_why_nothing_matches(pattern, matched, named, linears))
         chosen |= trainable
+    for path, module in model.named_modules():
+        name = canonical_name(path)
+        if name in chosen and isinstance(module, nn.Linear) and not found[name][0].startswith(path):
+            raise TracerConfigError(
+                f"influence.modules: {path} and {found[name][0]} are both {name} without the names that "
+                "wrappers add, and a projection goes by that name; rename one"
+            )
     traced, narrowed = [], []
     for name, linear in linears.items():
         if name in chosen:

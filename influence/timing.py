@@ -19,6 +19,8 @@ PARTS = ("all_gather", "copy_to_host")
 """Of phases, reported beside them: the first of ``grad_staging``, the second of ``score_aggregation``."""
 
 _Mark = float | torch.cuda.Event
+_MOST_SPANS = 4096
+"""Kept before they are added up though nobody asked, so that what is never read does not grow for ever."""
 
 
 class Stopwatch:
@@ -28,6 +30,9 @@ class Stopwatch:
         self._on_gpu = on_gpu
         self._enabled = enabled
         self._spans: list[tuple[str, _Mark, _Mark]] = []
+        self._seconds: dict[str, float] = {}
+        """Of spans that were added up before they were read."""
+        self._num_open = 0
         self._read_events: list[torch.cuda.Event] = []
 
     @contextmanager
@@ -36,10 +41,12 @@ class Stopwatch:
         if not self._enabled:
             yield
             return
+        self._open()
         start = self._mark()
         try:
             yield
         finally:
+            self._num_open -= 1
             self._spans.append((name, start, self._mark()))
 
     @contextmanager
@@ -51,6 +58,7 @@ class Stopwatch:
         if not self._enabled:
             yield lambda phase: None
             return
+        self._open()
         stream = torch.cuda.current_stream() if self._on_gpu else None
         marks = [self._mark(stream)]
 
@@ -61,19 +69,28 @@ class Stopwatch:
         try:
             yield ended
         finally:
+            self._num_open -= 1
             self._spans.append((name, marks[0], marks[-1]))
 
     def pop(self) -> dict[str, float]:
         """Seconds by name since the last call; names without a span are absent."""
+        self._add_up()
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def _open(self) -> None:
+        if self._num_open == 0 and len(self._spans) >= _MOST_SPANS:
+            self._add_up()
+        self._num_open += 1
+
+    def _add_up(self) -> None:
         spans, self._spans = self._spans, []
         if self._on_gpu and spans:
             torch.cuda.current_stream().synchronize()
-        seconds: dict[str, float] = {}
         for name, start, end in spans:
-            seconds[name] = seconds.get(name, 0.0) + _seconds_between(start, end)
+            self._seconds[name] = self._seconds.get(name, 0.0) + _seconds_between(start, end)
         marks = {id(mark): mark for _, *both in spans for mark in both}
         self._read_events += [mark for mark in marks.values() if not isinstance(mark, float)]
-        return seconds
 
     def _mark(self, stream: torch.cuda.Stream | None = None) -> _Mark:
         if not self._on_gpu:

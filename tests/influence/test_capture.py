@@ -236,6 +236,12 @@ def test_patterns_that_match_nothing_name_what_is_near() -> None:
         InfluenceTracer(TinyTransformer(), TracerConfig(modules=("mlp",)))
 
 
+def test_two_layers_of_one_canonical_name_are_refused() -> None:
+    model = nn.ModuleDict({"q_proj": nn.Linear(4, 4), "module": nn.ModuleDict({"q_proj": nn.Linear(4, 4)})})
+    with pytest.raises(TracerConfigError, match=r"q_proj and module\.q_proj are both q_proj"):
+        find_modules(model, replace(CONFIG, modules=("q_proj",)))
+
+
 def test_frozen_layers_are_not_traced() -> None:
     model = TinyTransformer()
     model.layers[0].self_attn.q_proj.requires_grad_(False)

@@ -63,7 +63,9 @@ def test_near_choice_is_named() -> None:
         ("damping", float("nan")),
         ("damping", "0.1"),
         ("damping", True),
+        ("damping", 10**400),
         ("accepted_above", float("inf")),
+        ("accepted_above", -(10**400)),
         ("exclude_self", 1),
         ("profile_timing", "yes"),
         ("projection_dim_factor", 0),
@@ -77,6 +79,7 @@ def test_near_choice_is_named() -> None:
         ("modules", "q_proj"),
         ("modules", [3]),
         ("modules", None),
+        ("modules", {"q_proj": 1}),
         ("hessian", None),
         ("hessian", ["response"]),
     ],
@@ -132,3 +135,9 @@ def test_public_names_load_and_others_do_not() -> None:
     assert influence.InfluenceTracer.__name__ == "InfluenceTracer"
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = influence.no_such_name
+
+
+@pytest.mark.parametrize("options", [None, [], "damping", 3])
+def test_options_must_be_a_mapping(options: Any) -> None:
+    with pytest.raises(TracerConfigError, match="expected options with values"):
+        TracerConfig.from_mapping(options)

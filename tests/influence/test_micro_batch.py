@@ -216,6 +216,10 @@ class TestGradientScale:
             ({0: 1.0}, "no number for row 1"),
             ([1.0], "one number a row"),
             ([1.0] * 5 + [math.nan], "row 5 is nan"),
+            ("a", "gradient_scale must be a number for each row, not 'a'"),
+            ([None] * 6, "gradient_scale must be a number for each row"),
+            (dict.fromkeys(range(6), None), "gradient_scale must be a number for each row"),
+            ([10**400] * 6, "gradient_scale must be a number for each row"),
         ],
     )
     def test_it_must_fit_the_rows(self, scale: Any, message: str) -> None:

@@ -6,7 +6,8 @@ from itertools import count
 import pytest
 import torch
 
-from influence.timing import PARTS, PHASES, PhaseTimer
+from influence import timing
+from influence.timing import PARTS, PHASES, PhaseTimer, Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -48,6 +49,25 @@ def test_spans_of_a_name_add_up_until_read(ticks: Iterator[int]) -> None:
             next(ticks)
     assert timer.pop()["capture"] == 6.0
     assert timer.pop()["capture"] == 0.0
+
+
+def test_what_nobody_reads_does_not_grow_for_ever(
+    ticks: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "_MOST_SPANS", 6)
+    watch = Stopwatch(on_gpu=False)
+    for _ in range(100):
+        with watch.span("capture"):
+            pass
+        with watch.phases("pop_rows") as ended:
+            for phase in PHASES:
+                ended(phase)
+            with watch.span("copy_to_host"):
+                pass
+    assert len(watch._spans) <= 6 + len(PHASES) + 2
+    expected = dict.fromkeys((*PHASES, "capture", "copy_to_host"), 100.0) | {"pop_rows": 400.0}
+    assert watch.pop() == expected
+    assert watch.pop() == {}
 
 
 def test_a_span_that_raises_is_kept(ticks: Iterator[int]) -> None:

@@ -114,14 +114,14 @@ def test_the_queue_of_an_earlier_attempt_must_be_gone(monkeypatch: pytest.Monkey
     assert "an earlier attempt that is still ending" in fake.said[0]
 
 
-def run_once(tmp_path: Path) -> tuple[int, str]:
+def run_once(tmp_path: Path, address: str) -> tuple[int, str]:
     paths = RunPaths.of(tmp_path, "infl-no-cluster-0001")
     spec = resolve("alltoken-timing", "tiny-cpu", hardware__nodes=2, hardware__ranks_per_node=1)
     create_run(paths, run_document(paths.name, spec))
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-m", "influence.train", "--run-dir", str(paths.root_dir)],
-        env={**clean, "RAY_TMPDIR": str(tmp_path)},
+        env={**clean, "RAY_ADDRESS": address},
         capture_output=True,
         check=False,
         timeout=180,
@@ -131,10 +131,20 @@ def run_once(tmp_path: Path) -> tuple[int, str]:
     return done.returncode, attempt.reason or ""
 
 
-def test_without_a_cluster_the_trainer_refuses(tmp_path: Path) -> None:
-    code, reason = run_once(tmp_path)
+def test_the_trainer_refuses_what_it_cannot_join(tmp_path: Path) -> None:
+    code, reason = run_once(tmp_path, "local")
     assert code == TrainerExit.CONFIG, reason
-    assert "hardware.nodes is 2 and there is no Ray cluster here to join" in reason
+    assert "RAY_ADDRESS is local, and a run on several nodes joins a Ray cluster" in reason
+
+
+def test_without_a_cluster_a_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Ray looks through all processes of the machine, which may be running a cluster for something else.
+    monkeypatch.setattr("ray._private.services._find_address_from_flag", lambda flag: set())
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(Refusal, match="nodes is 2 and there is no Ray cluster here to join") as caught:
+        ray_cluster._connect(ray_address(), 2)
+    assert caught.value.code == TrainerExit.CONFIG
 
 
 def test_a_cluster_that_does_not_answer_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
