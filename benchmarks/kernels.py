@@ -30,7 +30,6 @@ from influence.layout import FactorLayout
 
 NUM_LAYERS, HIDDEN, KEY_VALUE, INNER = 28, 1536, 256, 8960
 NUM_TOKENS, NUM_ROWS, ROWS_A_CHUNK = 733_870, 96, 2
-GROUP_ROWS = 16
 TOKENS = 16_384
 DEVICE = torch.device("cuda")
 
@@ -39,7 +38,7 @@ DEVICE = torch.device("cuda")
 class Measurement:
     """One line of the table."""
 
-    factor: int | None
+    factor: int
     what: str
     ms: float
     """Median, on the GPU."""
@@ -219,29 +218,7 @@ def measure_projection(factor: int, what: str, width: int, k: int, calls: int) -
     )
 
 
-def measure_damped_inverse() -> Measurement:
-    """The floor is not a read here but the batched Cholesky factorization of the reference."""
-    num_systems = NUM_ROWS // GROUP_ROWS * 7 * NUM_LAYERS
-    G = torch.randn(num_systems, GROUP_ROWS, 36, dtype=torch.float64, device=DEVICE)
-    gram = G @ G.mT
-    damping = 0.1 * gram.diagonal(dim1=1, dim2=2).mean(1)
-    ms, host_ms = gpu_ms(lambda: kernels.damped_inverse(gram, damping), 25)
-    floor_ms, _ = gpu_ms(lambda: plain.damped_inverse(gram, damping), 25)
-    expected, _ = plain.damped_inverse(gram.cpu(), damping.cpu())
-    return Measurement(
-        factor=None,
-        what=f"damped_inverse ({num_systems:,} of {GROUP_ROWS})",
-        ms=ms,
-        host_ms=host_ms,
-        read_bytes=gram.numel() * 8,
-        floor_ms=floor_ms,
-        error=relative_error(kernels.damped_inverse(gram, damping)[0].cpu(), expected),
-        calls_a_step=1,
-    )
-
-
 def measure(factors: Iterable[int]) -> Iterable[Measurement]:
-    yield measure_damped_inverse()
     for factor in factors:
         yield from measure_projections(factor)
         layout = layout_of(factor)
@@ -271,7 +248,7 @@ def main() -> None:
         measurements.append(asdict(m))
         read_gb = m.read_bytes / 1e9
         print(
-            f"| {m.factor or ''} | {m.what} | {m.ms:.3f} | {m.host_ms:.3f} | {read_gb:.3f} "
+            f"| {m.factor} | {m.what} | {m.ms:.3f} | {m.host_ms:.3f} | {read_gb:.3f} "
             f"| {read_gb / m.ms:.2f} | {m.floor_ms:.3f} | {m.ms / m.floor_ms:.2f} | {m.error:.1e} "
             f"| {m.calls_a_step} |",
             flush=True,

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence.kernels import damped_inverse
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DualSolution:
@@ -74,6 +72,21 @@ def dual_weights(
         alpha_SR = _without_self(alpha_SR - ratio_S.unsqueeze(-1) * B_RR)
     effective_dof = num_rows - damping * diagonal.sum(-1)
     return DualSolution(alpha_SR, torch.where(damping > 0, effective_dof, 0.0), used_floor)
+
+
+def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]:
+    """``(K + lambda I)^-1`` of B symmetric systems [B, R, R], and which of them are not positive definite.
+
+    Where lambda is not above zero, the system has no direction: its inverse is zero, and it did not fail. The
+    inverse of a failed system is zero, too. By a batched Cholesky factorization.
+    """
+    has_direction = damping_B > 0
+    eye = torch.eye(gram_BRR.shape[-1], dtype=gram_BRR.dtype, device=gram_BRR.device)
+    damped = gram_BRR + torch.where(has_direction, damping_B, 1.0)[:, None, None] * eye
+    factor, info = torch.linalg.cholesky_ex(damped)
+    is_solved = has_direction & (info == 0)
+    inverse = torch.cholesky_inverse(torch.where(is_solved[:, None, None], factor, eye))
+    return inverse.mul_(is_solved[:, None, None]), has_direction & ~is_solved
 
 
 def identity_weights(contrast_R: Tensor, exclude_self: bool) -> Tensor:

@@ -217,8 +217,8 @@ class InfluenceTracer:
             self._told_interpolation = True
             scored_groups = plan.num_counted - plan.num_counted_skipped
             _warn(
-                f"in {weights.num_interpolated} of {scored_groups} groups the layers with most of the projected "
-                "dimensions each give every response scores that add up to its own contrast "
+                f"in {weights.num_interpolated} of {scored_groups} groups the layers with most of the "
+                "projected dimensions each give every response scores that add up to its own contrast "
                 f"({weights.effective_dof:.2f} effective degrees of freedom for "
                 f"{plan.num_counted_rows} responses): a token's score then "
                 "hardly predicts what a step along it does. Raise influence.damping, or use "

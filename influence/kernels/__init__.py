@@ -1,10 +1,9 @@
-"""The four products that the tracer spends its time in, on plain tensors.
+"""The products that the tracer spends its time in, on plain tensors.
 
 ========================== ======================================================================
 `project`                  inputs or output gradients of a layer, to rows of the factors
 `response_gradients`       factors of a micro-batch, to the projected gradients of its responses
 `score`                    factors of all micro-batches and the weights M, to the scores of tokens
-`damped_inverse`           Gram matrices, to the inverses that weights are made of
 ========================== ======================================================================
 
 Each has a reference in `plain`, in pure PyTorch for any device and type, and a Triton kernel in `gpu`
@@ -36,7 +35,6 @@ __all__ = [
     "SLOT_ALIGNMENT",
     "TILE_SLOTS",
     "RowSlots",
-    "damped_inverse",
     "on_device",
     "project",
     "response_gradients",
@@ -106,20 +104,6 @@ def score(
         score_on_gpu(chunks, tiles, weights_nD, is_finite_nm, layout, out)
     else:
         plain.score(chunks, tiles, weights_nD, is_finite_nm, layout, out)
-
-
-@torch.no_grad()
-def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]:
-    """``(K + lambda I)^-1`` of B symmetric systems in float64, and which of them are not positive definite.
-
-    Where lambda is not above zero, the system has no direction: its inverse is zero, and it did not fail.
-    The inverse of a failed system is zero, too. Returns (inverse [B, R, R], failed bool [B]).
-    """
-    if gram_BRR.is_cuda and gram_BRR.shape[-1] <= 64 and _may_use_kernels():
-        from influence.kernels.gpu.damped_inverse import damped_inverse as inverse_on_gpu
-
-        return inverse_on_gpu(gram_BRR, damping_B)
-    return plain.damped_inverse(gram_BRR, damping_B)
 
 
 def solves_groups(gradients: Tensor, num_rows: int) -> bool:

@@ -54,17 +54,6 @@ def score(
         out[starts[chunk] + first : starts[chunk] + end] = total_W
 
 
-def damped_inverse(gram_BRR: Tensor, damping_B: Tensor) -> tuple[Tensor, Tensor]:
-    """See `influence.kernels.damped_inverse`. By a batched Cholesky factorization."""
-    has_direction = damping_B > 0
-    eye = torch.eye(gram_BRR.shape[-1], dtype=gram_BRR.dtype, device=gram_BRR.device)
-    damped = gram_BRR + torch.where(has_direction, damping_B, 1.0)[:, None, None] * eye
-    factor, info = torch.linalg.cholesky_ex(damped)
-    is_solved = has_direction & (info == 0)
-    inverse = torch.cholesky_inverse(torch.where(is_solved[:, None, None], factor, eye))
-    return inverse.mul_(is_solved[:, None, None]), has_direction & ~is_solved
-
-
 def _factors_of(factors_FW: Tensor, shape_class: ShapeClass, layout: FactorLayout) -> tuple[Tensor, Tensor]:
     """u [C, k_out, W] and v [C, k_in, W] of a class's modules, in float64."""
     places = [layout.places[module] for module in shape_class.members]

@@ -114,23 +114,6 @@ def test_tiles_cover_every_slot_of_every_row_once() -> None:
     assert kernels.token_tiles([], [], [], []).shape == (0, 4)
 
 
-def test_damped_inverse_and_what_is_not_positive_definite() -> None:
-    generator = torch.Generator().manual_seed(4)
-    G = torch.randn(4, 6, 3, generator=generator, dtype=torch.float64)
-    gram = G @ G.mT
-    gram[1] = 0.0
-    gram[2] -= 2.0 * torch.eye(6, dtype=torch.float64)
-    damping = torch.tensor([0.3, 0.0, 0.5, 1e-3], dtype=torch.float64)
-    inverse, failed = kernels.damped_inverse(gram, damping)
-    assert failed.tolist() == [False, False, True, False]
-    eye = torch.eye(6, dtype=torch.float64)
-    for system in (0, 3):
-        torch.testing.assert_close(
-            inverse[system] @ (gram[system] + damping[system] * eye), eye, rtol=0, atol=1e-9
-        )
-    assert not inverse[1].any() and not inverse[2].any()
-
-
 def test_only_known_choices_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.KERNELS_VARIABLE, "cuda")
     with pytest.raises(ValueError, match="INFL_KERNELS is 'cuda'; it can be 'auto'"):

@@ -26,7 +26,6 @@ from influence import kernels
 from influence.config import TracerConfig
 from influence.groups import GatheredRows, plan_groups
 from influence.kernels import plain
-from influence.kernels.gpu.damped_inverse import damped_inverse
 from influence.kernels.gpu.group_solve import solve_groups_into
 from influence.kernels.gpu.project import project
 from influence.kernels.gpu.response_gradients import SEGMENT_SLOTS, response_gradients
@@ -203,23 +202,6 @@ def test_score_refuses_what_is_not_aligned(generator: torch.Generator) -> None:
     for chunk in (factors[:, 1:17], factors.flatten()[: 12 * 24].view(12, 24)):
         with pytest.raises(ValueError, match="multiples of 16"):
             score([chunk], tiles, weights, is_finite, layout, torch.empty(chunk.shape[1], device=DEVICE))
-
-
-@pytest.mark.parametrize("num_rows", [1, 3, 16, 33, 64])
-def test_damped_inverse(num_rows: int, generator: torch.Generator) -> None:
-    G = torch.randn(5, num_rows, 4, generator=generator, dtype=torch.float64).to(DEVICE)
-    gram = G @ G.mT
-    eye = torch.eye(num_rows, dtype=torch.float64, device=DEVICE)
-    gram[1] = 0.0
-    gram[2] -= (1.0 + 2.0 * gram[2].trace()) * eye
-    gram[4, 0, 0] = NAN
-    damping = torch.tensor([0.3, 0.0, 0.5, 1e-2, 0.1], dtype=torch.float64, device=DEVICE)
-    inverse, failed = damped_inverse(gram, damping)
-    assert failed.tolist() == [False, False, True, False, True]
-    for system in (0, 3):
-        product = inverse[system] @ (gram[system] + damping[system] * eye)
-        torch.testing.assert_close(product, eye, rtol=0, atol=1e-9)
-    assert not inverse[[1, 2, 4]].any()
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="chooses kernels on a GPU alone")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from influence.solve import damping_strength, dual_weights, identity_weights, response_gram
+from influence.solve import damped_inverse, damping_strength, dual_weights, identity_weights, response_gram
 from tests.influence.brute_force import relative_error
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(0, 1000))
@@ -95,3 +95,20 @@ def test_damping_is_relative_to_responses_or_to_dimensions() -> None:
     num_rows, dim = torch.tensor(3), torch.tensor(12.0)
     assert float(damping_strength(K, num_rows, dim, 0.1, "trace_over_responses")) == pytest.approx(0.2)
     assert float(damping_strength(K, num_rows, dim, 0.1, "trace_over_dim")) == pytest.approx(0.05)
+
+
+def test_damped_inverse_and_what_is_not_positive_definite() -> None:
+    generator = torch.Generator().manual_seed(4)
+    G = torch.randn(4, 6, 3, generator=generator, dtype=torch.float64)
+    gram = G @ G.mT
+    gram[1] = 0.0
+    gram[2] -= 2.0 * torch.eye(6, dtype=torch.float64)
+    damping = torch.tensor([0.3, 0.0, 0.5, 1e-3], dtype=torch.float64)
+    inverse, failed = damped_inverse(gram, damping)
+    assert failed.tolist() == [False, False, True, False]
+    eye = torch.eye(6, dtype=torch.float64)
+    for system in (0, 3):
+        torch.testing.assert_close(
+            inverse[system] @ (gram[system] + damping[system] * eye), eye, rtol=0, atol=1e-9
+        )
+    assert not inverse[1].any() and not inverse[2].any()

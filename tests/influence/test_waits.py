@@ -74,7 +74,7 @@ def counted_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Waits]:
     with monkeypatch.context() as patch:
         for name in _ON_HOST:
             patch.setattr(Tensor, name, counting(name, getattr(Tensor, name)))
-        for name in ("project", "response_gradients", "score", "damped_inverse"):
+        for name in ("project", "response_gradients", "score"):
             patch.setattr(kernels, name, not_counting(getattr(kernels, name)))
         with waits:
             yield waits
