@@ -115,8 +115,8 @@ def solve_token_groups(
     is_finite_NM = torch.ones(len(rows.groups), len(layout.places), dtype=torch.bool, device=device)
     num_floors = 0
     for batch in _batches(layout, device):
-        squared_norm_NB = batch.of(rows.gradients).to(torch.float64).square().sum(-1)
-        is_finite_NB = squared_norm_NB < usable.squared_norm_below
+        G_NBD = batch.of(rows.gradients)
+        is_finite_NB = usable.is_usable(G_NBD.to(torch.float64).square().sum(-1), [G_NBD])
         members = torch.tensor([batch.kind.members[place] for place in batch.places], device=device)
         is_finite_NM[:, members] = is_finite_NB
         for group in plan.scored_groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,18 @@ class UsableRange:
 
     @classmethod
     def of(cls, dtype: torch.dtype, hessian: str) -> UsableRange:
-        if dtype != torch.float32:
-            return cls(math.inf, 0.0)
+        if dtype != torch.float32:  # float64, in which the squares are held, too
+            return cls(math.inf, 2.0**-960)
         return cls(2.0**110 if hessian == "identity" else 2.0**220, 2.0**-220)
+
+    def is_usable(self, squared_norm: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Which gradients are, by the sums of their squares; `gradients` are those of some modules each."""
+        is_inside = squared_norm < self.squared_norm_below
+        if self.squared_norm_below < math.inf:
+            return is_inside
+        # The squares of float64 numbers can vanish in float64.
+        is_zero = torch.cat([(part == 0).all(-1) for part in gradients])
+        return is_inside & ((squared_norm > 0) | is_zero)
 
     def is_too_small(self, damping: Tensor) -> Tensor:
         return (damping > 0) & (damping < self.least_damping)

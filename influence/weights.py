@@ -101,7 +101,7 @@ def solve_groups(
     K_MNRR = torch.cat([response_gram(G_CNRD) for G_CNRD in blocks])
     usable = UsableRange.of(G_NRD.dtype, config.hessian)
     # Of a gradient that is not finite, the whole row and column of K, and nothing else, may be no number.
-    is_finite_MNR = K_MNRR.diagonal(dim1=-2, dim2=-1) < usable.squared_norm_below
+    is_finite_MNR = usable.is_usable(K_MNRR.diagonal(dim1=-2, dim2=-1), blocks)
     K_MNRR.masked_fill_(~(is_finite_MNR.unsqueeze(-1) & is_finite_MNR.unsqueeze(-2)), 0.0)
     # A response whose gradient is dropped has no contrast in that module; what is left may have none either.
     contrast_MNR = contrast_NR * is_finite_MNR

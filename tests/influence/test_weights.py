@@ -111,6 +111,17 @@ def test_where_only_one_sign_is_left_a_module_has_no_contrast(hessian: str) -> N
         assert sum(weights.num_dropped) == (1 if is_scored else 2)
 
 
+@pytest.mark.parametrize("size", [1e-170, 1e-150, 1e160])
+def test_float64_gradients_whose_squares_vanish_are_dropped_and_counted(size: float) -> None:
+    layout, config, contrast = FactorLayout.of_shapes([(2, 3)]), TracerConfig(), [1.0, -1.0, 1.0, -1.0]
+    G_ND = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * size
+    plan = plan_groups([0] * 4, contrast, range(4), config)
+    weights = row_weights(GatheredRows([0] * 4, contrast, range(4), G_ND), plan, layout, config)
+    assert (weights.num_dropped, weights.is_scored) == ([4], [False] * 4)
+    zero = row_weights(GatheredRows([0] * 4, contrast, range(4), G_ND * 0), plan, layout, config)
+    assert (zero.num_dropped, zero.is_scored) == ([0], [True] * 4)
+
+
 @pytest.mark.parametrize("size", [1e-31, 1e31])
 def test_gradients_that_are_just_inside_are_solved_as_any(size: float) -> None:
     layout, config = FactorLayout.of_shapes([(2, 3)]), TracerConfig()
