@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from influence_measure import Times, interleaved, machine, publish, ratio, table
+from influence_measure import Times, interleaved, machine, publish, ratio, require_gpu, table
 from influence_shapes import REFERENCE, TINY, build_model, random_tokens
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     arguments = parser.parse_args()
+    require_gpu(parser, tiny=arguments.tiny)
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     shapes, length, factor = (TINY, 128, 16) if arguments.tiny else (REFERENCE, 8192, 256)

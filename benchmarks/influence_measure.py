@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -36,6 +37,12 @@ class Times:
 
     def to_json(self) -> dict[str, Any]:
         return {"median_s": self.median, "spread_s": self.spread, "runs_s": list(self.seconds)}
+
+
+def require_gpu(parser: argparse.ArgumentParser, *, tiny: bool) -> None:
+    """Exit with one line where full sizes were asked for and nothing but a CPU is there."""
+    if not tiny and not torch.cuda.is_available():
+        parser.error("no GPU here, and full sizes take hours without; --tiny tries it on a CPU")
 
 
 def synchronize(device: torch.device) -> None:

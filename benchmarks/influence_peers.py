@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from influence_measure import Times, interleaved, machine, publish, ratio, table
+from influence_measure import Times, interleaved, machine, publish, ratio, require_gpu, table
 from influence_shapes import REFERENCE, TINY, Shapes, build_model, random_tokens
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-rows", type=int, default=4)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     arguments = parser.parse_args()
+    require_gpu(parser, tiny=arguments.tiny)
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     shapes, batch, length = (TINY, 8, 40) if arguments.tiny else (REFERENCE, 16, 2048)

@@ -28,6 +28,7 @@ from influence_measure import (
     publish,
     ratio,
     read_bytes_per_second,
+    require_gpu,
     synchronize,
     table,
     wall_seconds,
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=41)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     arguments = parser.parse_args()
+    require_gpu(parser, tiny=arguments.tiny)
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     shapes = TINY if arguments.tiny else REFERENCE

@@ -4,8 +4,8 @@
 
 The reference run's sizes, as in ``influence_pop_rows.py``; the micro-batches are dealt out to the ranks in
 turn, so that every group has rows on all of them. Each rank scores its own rows against all. The first rank
-then scores all rows by itself, without a process group, and compares. Gloo and the CPU serve where there is
-no GPU.
+then scores all rows by itself, without a process group, and compares. With ``--tiny`` Gloo and the CPU serve
+where there is no GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from influence_measure import interleaved, machine, publish, synchronize, table
+from influence_measure import interleaved, machine, publish, require_gpu, synchronize, table
 from influence_shapes import REFERENCE, TINY, build_model
 from influence_synthetic import ROWS_IN_MICRO_BATCH, captured_rows, layout_of, put
 
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     arguments = parser.parse_args()
+    require_gpu(parser, tiny=arguments.tiny)
 
     on_gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if on_gpu else "gloo")

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from influence.machine import this_machine
 from influence.rundir import RunPaths, load_step, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -251,7 +252,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--together", type=int, default=1, help="so many runs at the same time")
     parser.add_argument("--keep", type=Path, help="a new folder for runs and logs; default: a temporary one")
     parser.add_argument("--json", type=Path, help="where to write everything that was measured")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if args.overlay != "tiny-cpu" and this_machine().num_gpus == 0:
+        parser.error(f"no GPU here, and the overlay {args.overlay} needs one")
+    return args
 
 
 @contextmanager

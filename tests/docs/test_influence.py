@@ -28,7 +28,7 @@ from tests.rundir.steps import SPEC, STORE, step_arrays
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "influence.md").read_text()
-FIRST, SHARED, READING, MEMORY = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+FIRST, SHARED, PACKED_LORA, READING, MEMORY = re.findall(r"(?s)```python\n(.*?)```", PAGE)
 OPTIONS = {
     cells[0].strip("`"): cells[1:]
     for cells in (
@@ -129,6 +129,45 @@ def test_gradient_scale_stands_in_for_the_backward_of_the_objective(first: dict[
     again = first["tracer"].pop_rows(groups=[0] * 8 + [1] * 8, contrast=[1.0] * 16)
     for row, other in zip(first["rows"], again, strict=True):
         torch.testing.assert_close(other.scores, row.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_packed_sequences_of_a_lora_model_score_as_they_do_one_by_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = run(PACKED_LORA, {"__name__": "page"})
+    assert f"    {capsys.readouterr().out.strip()}" == PAGE.partition(PACKED_LORA)[2].split("\n")[2]
+    tracer, model = names["tracer"], names["model"]
+    assert all(row.scores.abs().max() > 0.1 for row in names["rows"])
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in tracer.module_names} == {
+        "lora_A",
+        "lora_B",
+    }
+    for row, tokens in enumerate(names["sequences"]):
+        captured = torch.full((1, len(tokens) - 1), row)
+        captured[:, :3] = -1
+        with tracer.capture(captured):
+            log_probs = model(input_ids=tokens[None, :-1]).logits.log_softmax(-1)
+            chosen = log_probs[0, 3:].gather(1, tokens[4:, None])
+            (names["advantages"][row] * chosen).sum().backward()
+    alone = tracer.pop_rows(groups=[0] * 4, contrast=[1.0] * 4)
+    for one, other in zip(names["rows"], alone, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "again"),
+    [
+        ("use_cache=False", "use_cache=True"),
+        ("use_cache=False", "use_cache=False, attention_mask=torch.ones_like(inputs)"),
+        ("position_ids=position_ids, ", ""),
+    ],
+)
+def test_what_the_page_says_qwen2_needs_to_keep_sequences_apart_is_needed(call: str, again: str) -> None:
+    right, wrong = (
+        torch.cat([row.scores for row in run(code, {"__name__": "page"})["rows"]])
+        for code in (PACKED_LORA, PACKED_LORA.replace(call, again))
+    )
+    assert (right - wrong).abs().max() > 0.1
 
 
 def test_the_step_is_read_as_the_page_reads_it(
