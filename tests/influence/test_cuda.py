@@ -117,5 +117,5 @@ def test_popping_rows_waits_for_the_solve_and_for_the_scores_alone() -> None:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     assert len(rows) == len(RESPONSES)
-    # The wait for the event behind the scores is no synchronization of the stream.
-    assert len([w for w in seen if "synchronizing" in str(w.message)]) == 1
+    # Of the solve's numbers and of the scores the host awaits the copies, by events, and never the stream.
+    assert not [w for w in seen if "synchronizing" in str(w.message)]
