@@ -172,7 +172,8 @@ def _validation(checks: Sequence[Check]) -> Table:
 
 def _score_files(run: CollectedRun) -> Table | None:
     headers = (
-        "step", "attempt", "rows", "scored", "accepted", "tokens", "NaN", "min", "median", "max", "file, MB",
+        "step", "attempt", "rows", "scored", "accepted", "positions",
+        "NaN", "min", "median", "max", "file, MB",
     )  # fmt: skip
     rows = []
     for step, record in run.steps.items():

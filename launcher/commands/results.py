@@ -106,7 +106,7 @@ def _document(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    headers = ("run", "state", "steps", "tokens", "scoring, s/step", "started", "preset")
+    headers = ("run", "state", "steps", "positions", "scoring, s/step", "started", "preset")
     folders = sorted({row["folder"] for row in rows})
     tables = []
     for folder in folders:

@@ -185,12 +185,12 @@ def _commit_both(run: SyntheticRun, arrays: Any, **fields: Any) -> None:
         (_infinite, {"infinite scores"}),
         (_all_zero, {"scored rows have scores other than 0"}),
         (_too_few_rows, {"rows (responses) a step"}),
-        (_token_lost, {"valid positions = response tokens to capture"}),
+        (_token_lost, {"valid positions = positions to capture"}),
         (_zero_timing, {"pop_rows took time in every step"}),
         (_phases_too_short, {"phases add up to pop_rows (within 1 %)"}),
         (
             _wrong_counter,
-            {"rows emitted by the tracer = in the files", "tokens captured by the tracer = in the files"},
+            {"rows emitted by the tracer = in the files", "positions captured by the tracer = in the files"},
         ),
         (_step_missing, {"steps with a verified score file"}),
         (_npz_cut, {"steps with a verified score file", "files: size, SHA-256, none foreign"}),
@@ -222,7 +222,7 @@ def test_what_lacks_its_evidence_is_not_checked(tmp_path: Path) -> None:
     unchecked = {n for n, r in results(collected(tmp_path, bare)).items() if r is Result.NOT_CHECKED}
     assert unchecked == {
         "rows emitted by the tracer = in the files",
-        "tokens captured by the tracer = in the files",
+        "positions captured by the tracer = in the files",
         "scored rows have scores other than 0",
         "pop_rows took time in every step",
         "phases add up to pop_rows (within 1 %)",
@@ -271,7 +271,7 @@ def test_the_tracers_counters_are_found_by_either_name(tmp_path: Path, prefix: s
 
     named = results(collected(tmp_path, commit, training={"total_steps": 1}))
     assert named["rows emitted by the tracer = in the files"] is Result.PASS
-    assert named["tokens captured by the tracer = in the files"] is Result.FAIL
+    assert named["positions captured by the tracer = in the files"] is Result.FAIL
 
 
 def test_metrics_of_a_step_are_those_of_the_attempt_in_the_lineage(tmp_path: Path) -> None:
@@ -407,6 +407,24 @@ def _as_recorded(counts: dict[str, float]) -> dict[str, float]:
 def _capture_rows(run: CollectedRun) -> dict[str, list[str]]:
     found = [table for table in tables(run) if table.title == "Capture"]
     return {name: cells for table in found for name, *cells in table.rows}
+
+
+# What is counted
+
+
+def test_what_counts_the_prompts_positions_too_is_not_called_tokens_of_the_response(tmp_path: Path) -> None:
+    def commit(run: SyntheticRun) -> None:
+        lengths = np.full(12, 3)
+        arrays = step_arrays(run.spec, lengths=lengths + 2)
+        positions = np.tile(np.arange(-2, 3), 12)
+        run.commit(run.attempt(), 1, replace(arrays, positions=positions, response_length=lengths))
+
+    changes = {"training": {"total_steps": 1}, "influence": {"positions": "all"}}
+    run = collected(tmp_path, commit, **changes)
+    (check,) = [c for c in validate(run) if c.name == "valid positions = positions to capture"]
+    assert (check.found, check.result) == ("60", Result.PASS)
+    (files,) = [table for table in tables(run) if table.title == "Score files"]
+    assert files.rows[0][files.headers.index("positions")] == "60"
 
 
 # Many steps
