@@ -48,8 +48,10 @@ def validate(run: CollectedRun) -> list[Check]:
         _rows(run, counted),
         _records(run, counted),
         _metric(run, counted, "rows emitted by the tracer", _EMITTED, lambda facts: facts.num_rows),
-        _tokens(counted),
-        _metric(run, counted, "tokens captured by the tracer", _CAPTURED, lambda facts: facts.num_positions),
+        _positions(counted),
+        _metric(
+            run, counted, "positions captured by the tracer", _CAPTURED, lambda facts: facts.num_positions
+        ),
         _none("NaN in valid positions", counted, lambda facts: facts.num_nan),
         _none("infinite scores", counted, lambda facts: facts.num_infinite),
         _nonzero(counted),
@@ -104,8 +106,8 @@ def _records(run: CollectedRun, counted: _Counted) -> Check:
     return _compare(name, "equal", found, not wrong)
 
 
-def _tokens(counted: _Counted) -> Check:
-    name = "valid positions = response tokens to capture"
+def _positions(counted: _Counted) -> Check:
+    name = "valid positions = positions to capture"
     if not counted:
         return _not_checked(name, "no score file")
     return _totals(

@@ -32,6 +32,15 @@ PHASES = ("grad_staging", "hessian_solve", "token_scoring", "score_aggregation",
 """The parts of `WHOLE`, in the order of their execution."""
 WHOLE = "pop_rows"
 
+FRACTIONS = ("fused_fraction", "shared_fraction", "separate_fraction", "on_policy_fraction")
+"""Of a step's captured rows."""
+_FALLBACK = "fallback_"
+_GROUP_COUNTS = (
+    "groups", "skipped_groups", "interpolated_groups", "double_sign_groups",
+    "nonfinite_drops", "solve_floors",
+)  # fmt: skip
+
+_COUNT_PREFIX = "influence_trace/"
 _MAX_EVENTS_BYTES = 1 << 26
 _TIMING_PREFIXES = ("timing_s/influence_", "timing_s/", "influence_")
 
@@ -83,7 +92,15 @@ class CollectedRun:
     def counter(self, step: int, name: str) -> float | None:
         """One of the tracer's own counters, as the commit record or the trainer's metrics have it."""
         found = self.steps[step].metrics.get(name)
-        return self.metrics[step].get(f"influence_trace/{name}") if found is None else found
+        return self.metrics[step].get(f"{_COUNT_PREFIX}{name}") if found is None else found
+
+    def capture_counts(self, step: int) -> dict[str, float]:
+        """How the step was captured: those of the tracer's counters that say it, as far as it has them."""
+        named = {name.removeprefix(_COUNT_PREFIX) for name in self.metrics[step]}
+        # Whatever the reasons are: a later trainer may have others.
+        reasons = sorted(name for name in named if name.startswith(_FALLBACK))
+        counts = {name: self.counter(step, name) for name in (*FRACTIONS, *reasons, *_GROUP_COUNTS)}
+        return {name: value for name, value in counts.items() if value is not None}
 
     @property
     def started_at(self) -> str | None:

@@ -13,6 +13,7 @@ from influence.rundir.clock import parse_time
 from influence.rundir.exits import describe
 from influence.rundir.fields import plain_numbers
 from influence.rundir.paths import RunPaths
+from launcher.capture_table import capture
 from launcher.checks import Check, Result, validate
 from launcher.evidence import CollectedRun, npz_name
 from launcher.manifest import Finding, Manifest, Problem
@@ -32,6 +33,7 @@ def tables(run: CollectedRun) -> list[Table]:
         findings_table(run.manifest),
         _validation(checks),
         _score_files(run),
+        capture(run),
         scoring_time(run),
         step_time(run),
         _code(run),
@@ -68,6 +70,7 @@ def document(run: CollectedRun) -> dict[str, Any]:
                 "bytes": record.bytes,
                 "sha256": record.sha256,
                 "scores": manifest["scores"].get(npz_name(record)),
+                "capture": plain_numbers(run.capture_counts(step)),
                 "timings_s": plain_numbers(run.timings(step)),
             }
             for step, record in run.steps.items()
@@ -169,7 +172,8 @@ def _validation(checks: Sequence[Check]) -> Table:
 
 def _score_files(run: CollectedRun) -> Table | None:
     headers = (
-        "step", "attempt", "rows", "scored", "accepted", "tokens", "NaN", "min", "median", "max", "file, MB",
+        "step", "attempt", "rows", "scored", "accepted", "positions",
+        "NaN", "min", "median", "max", "file, MB",
     )  # fmt: skip
     rows = []
     for step, record in run.steps.items():

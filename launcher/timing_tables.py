@@ -9,7 +9,7 @@ from statistics import fmean
 from launcher.evidence import PHASES, WHOLE, CollectedRun
 from launcher.tables import Table
 
-_MAX_STEP_COLUMNS = 3
+MAX_STEP_COLUMNS = 3
 """With more steps than this, a table shows mean, least and greatest over the steps instead of each step."""
 _STEP = "step"
 # In the order of a step; indented below what contains them.
@@ -51,7 +51,7 @@ def _table(title: str, run: CollectedRun, names: Sequence[str], whole: str) -> T
     """Rows of phases; a phase that a step did not time is a dash there and no part of its mean."""
     timings = {step: run.timings(step) for step in run.steps}
     decimals = _decimals([seconds[name] for seconds in timings.values() for name in names if name in seconds])
-    each = len(timings) <= _MAX_STEP_COLUMNS
+    each = len(timings) <= MAX_STEP_COLUMNS
     headers = [f"phase (% of {whole})"]
     if each:
         headers += [text for step in timings for text in (f"step {step}, s", "%")]

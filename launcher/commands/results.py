@@ -53,8 +53,8 @@ def list_command(every_folder: bool, results_dir: Path, output_format: str) -> i
 def show_command(run: str, markdown: bool, results_dir: Path, output_format: str) -> int:
     """Print the tables of a collected run.
 
-    They are scope, validation, score files, timing, code, attempts and links. Everything comes from the
-    verified copy; nothing is asked of the run, a backend or W&B.
+    They are scope, validation, score files, capture, timing, code, attempts and links. Everything comes
+    from the verified copy; nothing is asked of the run, a backend or W&B.
     """
     from launcher.report import document, tables
 
@@ -106,7 +106,7 @@ def _document(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    headers = ("run", "state", "steps", "tokens", "scoring, s/step", "started", "preset")
+    headers = ("run", "state", "steps", "positions", "scoring, s/step", "started", "preset")
     folders = sorted({row["folder"] for row in rows})
     tables = []
     for folder in folders:

@@ -117,16 +117,14 @@ def _device(s: Settings) -> Iterator[Problem]:
 def _influence(s: Settings) -> Iterator[Problem]:
     if s.influence.max_tokens_per_response == 0:
         yield Problem(("influence", "max_tokens_per_response"), "must be -1 (all) or at least 1")
-    if s.training.responses_per_prompt < 2 and s.influence.scope == "per_prompt":
+    of_batch = s.influence.scope == "batch"
+    if s.training.responses_per_prompt * (s.training.prompts_per_step if of_batch else 1) < 2:
+        path = ("training", "responses_per_prompt")
+        least = "must be at least 2 (or training.prompts_per_step)" if of_batch else "must be at least 2"
         if s.influence.contrast != "none":
-            yield Problem(
-                ("training", "responses_per_prompt"), "must be at least 2: one response has no contrast"
-            )
+            yield Problem(path, f"{least}: one response has no contrast")
         elif s.influence.exclude_self:
-            yield Problem(
-                ("training", "responses_per_prompt"),
-                "must be at least 2: with influence.exclude_self nothing is left of a group of one",
-            )
+            yield Problem(path, f"{least}: with influence.exclude_self nothing is left of a group of one")
     if s.influence.capture == "fused" and s.influence.objective != "training_loss":
         if s.training.entropy_coeff != 0 or s.training.use_kl_loss:
             yield Problem(

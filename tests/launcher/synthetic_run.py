@@ -22,6 +22,13 @@ from influence.rundir import (
 )
 
 RUN = "infl-alltoken-timing-0221"
+CAPTURED = {
+    "fused_fraction": 1.0, "shared_fraction": 0.0, "separate_fraction": 0.0, "on_policy_fraction": 1.0,
+    "fallback_off_policy": 0, "fallback_zero_advantage": 0, "micro_batches": 6, "groups": 3,
+    "skipped_groups": 1, "interpolated_groups": 0, "double_sign_groups": 2, "nonfinite_drops": 0,
+    "solve_floors": 0,
+}  # fmt: skip
+"""What a step's commit record says of how its responses were captured."""
 _SPEC = Path(__file__).parent / "golden" / "results_spec.json"
 TIMINGS = {
     "grad_staging": 0.055,

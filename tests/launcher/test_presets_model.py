@@ -31,6 +31,16 @@ def problems(base: dict[str, Any], **changes: Any) -> dict[str, str]:
     return {dotted(p.path): p.what for p in validate(data)[1]}
 
 
+ONE_A_STEP = copy.deepcopy(TINY)
+ONE_A_STEP["hardware"] |= {"ranks_per_node": 1}
+ONE_A_STEP["training"] |= {
+    **dict.fromkeys(("prompts_per_step", "mini_batch_prompts", "responses_per_prompt"), 1),
+    "use_dynamic_batch": False,
+    "micro_batch_size_per_rank": 1,
+}
+ONE_A_STEP["influence"] |= {"scope": "batch", "contrast": "none", "exclude_self": False}
+
+
 def leaves(data: Any, path: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
     if isinstance(data, dict) and data:
         return [leaf for key, value in data.items() for leaf in leaves(value, (*path, key))]
@@ -199,6 +209,18 @@ def test_a_toleration_keeps_only_the_keys_that_were_written() -> None:
             "with influence.exclude_self nothing is left",
         ),
         (
+            ONE_A_STEP,
+            {"influence__contrast": "none", "influence__exclude_self": True},
+            "training.responses_per_prompt",
+            "(or training.prompts_per_step): with influence.exclude_self nothing is left",
+        ),
+        (
+            ONE_A_STEP,
+            {"influence__contrast": "accepted_minus_rejected"},
+            "training.responses_per_prompt",
+            "(or training.prompts_per_step): one response has no contrast",
+        ),
+        (
             GPU,
             {"influence__capture": "fused", "training__entropy_coeff": 0.01},
             "influence.capture",
@@ -274,6 +296,10 @@ def test_what_a_rule_asks_for_satisfies_it() -> None:
     assert not problems(GPU, training__save_freq=0, training__keep_checkpoints=1)
     assert not problems(GPU, influence__max_tokens_per_response=1)
     assert not problems(GPU, hardware__gpu_product=None)
+    assert not problems(ONE_A_STEP)
+    two = {"influence__exclude_self": True, "influence__contrast": "accepted_minus_rejected"}
+    assert not problems(ONE_A_STEP, **two, training__responses_per_prompt=2)
+    assert not problems(ONE_A_STEP, **two, training__prompts_per_step=2)
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from influence.rundir import StepArrays
 from launcher.checks import Result, validate
 from launcher.collect import collect
 from launcher.evidence import CollectedRun, read_collected
 from launcher.report import document, tables
 from launcher.tables import MAX_COLUMNS, Table, as_markdown, as_text, cell
-from tests.launcher.synthetic_run import RUN, TIMINGS, SyntheticRun, step_arrays
+from tests.launcher.synthetic_run import CAPTURED, RUN, TIMINGS, SyntheticRun, step_arrays
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -49,18 +50,27 @@ def eventful_run(home: Path) -> CollectedRun:
         code={"dirty": True, "diff_sha256": "2e" * 32},
     )
     first = run.attempt()
-    run.commit(first, 1)
+    run.commit(first, 1, metrics=_counted(step_arrays(run.spec, seed=1)) | CAPTURED)
     run.commit(first, 2)
     run.paths.local_dir.mkdir()
     run.paths.events_jsonl.write_text(
         '{"at": "2026-02-21T09:07:00.000Z", "attempt": 1, "event": "attempt_ended", "exit_code": 137}\n'
     )
     second = run.attempt(resume=1)
-    run.commit(second, 2, step_arrays(run.spec, seed=2, uid="again"), timings=TIMINGS | {"capture": 115.32})
+    again = step_arrays(run.spec, seed=2, uid="again")
+    counted = _counted(again) | CAPTURED | _HALF_FUSED
+    run.commit(second, 2, again, timings=TIMINGS | {"capture": 115.32}, metrics=counted)
     run.commit(second, 3)
     second.finish(0, "all steps committed")
     collect(run.paths, home / "results")
     return read_collected(home / "results", RUN)
+
+
+_HALF_FUSED = {"fused_fraction": 0.5, "shared_fraction": 0.5, "fallback_zero_advantage": 1200}
+
+
+def _counted(arrays: StepArrays) -> dict[str, float]:
+    return {"rows_emitted": arrays.num_rows, "captured_tokens": arrays.num_positions}
 
 
 def with_fixed_places(run: CollectedRun) -> CollectedRun:
@@ -175,12 +185,12 @@ def _commit_both(run: SyntheticRun, arrays: Any, **fields: Any) -> None:
         (_infinite, {"infinite scores"}),
         (_all_zero, {"scored rows have scores other than 0"}),
         (_too_few_rows, {"rows (responses) a step"}),
-        (_token_lost, {"valid positions = response tokens to capture"}),
+        (_token_lost, {"valid positions = positions to capture"}),
         (_zero_timing, {"pop_rows took time in every step"}),
         (_phases_too_short, {"phases add up to pop_rows (within 1 %)"}),
         (
             _wrong_counter,
-            {"rows emitted by the tracer = in the files", "tokens captured by the tracer = in the files"},
+            {"rows emitted by the tracer = in the files", "positions captured by the tracer = in the files"},
         ),
         (_step_missing, {"steps with a verified score file"}),
         (_npz_cut, {"steps with a verified score file", "files: size, SHA-256, none foreign"}),
@@ -212,7 +222,7 @@ def test_what_lacks_its_evidence_is_not_checked(tmp_path: Path) -> None:
     unchecked = {n for n, r in results(collected(tmp_path, bare)).items() if r is Result.NOT_CHECKED}
     assert unchecked == {
         "rows emitted by the tracer = in the files",
-        "tokens captured by the tracer = in the files",
+        "positions captured by the tracer = in the files",
         "scored rows have scores other than 0",
         "pop_rows took time in every step",
         "phases add up to pop_rows (within 1 %)",
@@ -261,7 +271,7 @@ def test_the_tracers_counters_are_found_by_either_name(tmp_path: Path, prefix: s
 
     named = results(collected(tmp_path, commit, training={"total_steps": 1}))
     assert named["rows emitted by the tracer = in the files"] is Result.PASS
-    assert named["tokens captured by the tracer = in the files"] is Result.FAIL
+    assert named["positions captured by the tracer = in the files"] is Result.FAIL
 
 
 def test_metrics_of_a_step_are_those_of_the_attempt_in_the_lineage(tmp_path: Path) -> None:
@@ -329,6 +339,92 @@ def test_links_are_built_or_said_to_be_unknown(
     run = replace(run, run_spec=replace(run.run_spec, wandb={"mode": mode, **fields}))
     links = next(table for table in tables(run) if table.title == "Links")
     assert words in links.rows[0][1]
+
+
+# How the responses were captured
+
+
+def test_each_count_of_the_capture_is_shown_by_step_unless_it_is_0_in_all(tmp_path: Path) -> None:
+    def commit(run: SyntheticRun) -> None:
+        attempt = run.attempt()
+        run.commit(attempt, 1, metrics=CAPTURED)
+        logged = {f"influence_trace/{name}": value for name, value in (CAPTURED | _HALF_FUSED).items()}
+        run.commit(attempt, 2, metrics=logged)
+
+    run = collected(tmp_path, commit)
+    assert _capture_rows(run) == {
+        "fused_fraction": ["1.000", "0.500"],
+        "shared_fraction": ["0.000", "0.500"],
+        "separate_fraction": ["0.000", "0.000"],
+        "on_policy_fraction": ["1.000", "1.000"],
+        "fallback_zero_advantage": ["0", "1,200"],
+        "groups": ["3", "3"],
+        "skipped_groups": ["1", "1"],
+        "double_sign_groups": ["2", "2"],
+    }
+    steps = document(run)["steps"]
+    assert steps[1]["capture"]["fallback_zero_advantage"] == 1200
+    assert steps[0]["capture"] == {n: value for n, value in CAPTURED.items() if n != "micro_batches"}
+
+
+def test_the_capture_of_many_steps_is_summed_up(tmp_path: Path) -> None:
+    def commit(run: SyntheticRun) -> None:
+        attempt = run.attempt()
+        run.commit(attempt, 1)  # a record that does not say how
+        for step in range(2, 6):
+            run.commit(attempt, step, metrics=CAPTURED | {"fallback_off_policy": step % 2})
+
+    rows = _capture_rows(collected(tmp_path, commit, training={"total_steps": 5}))
+    assert rows["fused_fraction"] == ["1.000", "1.000", "1.000"]
+    assert rows["fallback_off_policy"] == ["0.500", "0", "1"]
+
+
+def test_a_record_that_does_not_say_how_it_was_captured_has_no_such_table(tmp_path: Path) -> None:
+    run = collected(tmp_path)
+    assert _capture_rows(run) == {}
+    assert [step["capture"] for step in document(run)["steps"]] == [{}, {}]
+
+
+def test_every_way_and_reason_to_fall_back_that_the_trainer_counts_is_shown(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from influence.tracer import COUNTERS
+    from influence.verl_engine.capture_pass import COUNTS
+
+    known = dict.fromkeys((*COUNTERS, *COUNTS), 1.0)
+    run = collected(
+        tmp_path, lambda run: _commit_both(run, step_arrays(run.spec), metrics=_as_recorded(known))
+    )
+    told = {"micro_batches", "captured_tokens", "rows_emitted"}
+    assert set(_capture_rows(run)) == _as_recorded(known).keys() - told
+
+
+def _as_recorded(counts: dict[str, float]) -> dict[str, float]:
+    from influence.verl_engine.output import _with_fractions
+
+    return _with_fractions(counts)  # type: ignore[arg-type]
+
+
+def _capture_rows(run: CollectedRun) -> dict[str, list[str]]:
+    found = [table for table in tables(run) if table.title == "Capture"]
+    return {name: cells for table in found for name, *cells in table.rows}
+
+
+# What is counted
+
+
+def test_what_counts_the_prompts_positions_too_is_not_called_tokens_of_the_response(tmp_path: Path) -> None:
+    def commit(run: SyntheticRun) -> None:
+        lengths = np.full(12, 3)
+        arrays = step_arrays(run.spec, lengths=lengths + 2)
+        positions = np.tile(np.arange(-2, 3), 12)
+        run.commit(run.attempt(), 1, replace(arrays, positions=positions, response_length=lengths))
+
+    changes = {"training": {"total_steps": 1}, "influence": {"positions": "all"}}
+    run = collected(tmp_path, commit, **changes)
+    (check,) = [c for c in validate(run) if c.name == "valid positions = positions to capture"]
+    assert (check.found, check.result) == ("60", Result.PASS)
+    (files,) = [table for table in tables(run) if table.title == "Score files"]
+    assert files.rows[0][files.headers.index("positions")] == "60"
 
 
 # Many steps

@@ -37,7 +37,7 @@ def test_list_shows_a_row_and_a_link_a_run_the_latest_first(home: Home) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == f"Results in {home.results}"
-    assert lines[1].split(None, 3)[:3] == ["run", "state", "steps"]
+    assert lines[1].split()[:4] == ["run", "state", "steps", "positions"]
     half, new, old = (line.split() for line in lines[3:6])
     assert half[:3] == ["infl-half", "incomplete", "1/2"]
     assert new[:3] == ["infl-new", "complete", "2/2"]
