@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from influence import InfluenceTracer, TracerConfig, estimate_memory
+from influence import InfluenceTracer, MemoryEstimate, TracerConfig, estimate_memory
 from influence.config import TracerConfigError
 from influence.groups import GatheredRows, plan_groups
 from influence.kernels import SLOT_ALIGNMENT
@@ -155,3 +155,15 @@ def test_what_cannot_be_is_refused() -> None:
             estimate_memory(TinyTransformer(), CONFIG, **{"tokens": 1, **wrong})
     with pytest.raises(TracerConfigError, match="matches no layer"):
         estimate_memory(TinyTransformer(), replace(CONFIG, modules=("no_such",)), 1)
+
+
+def test_an_estimate_is_printed_with_its_sums() -> None:
+    estimate = MemoryEstimate(
+        bytes_per_token=9016,
+        factors_bytes=6_000_000,
+        gradients_bytes=700_000,
+        signs_bytes=34_000,
+        weights_bytes=5,
+        pop_rows_bytes=1_266_000,
+    )
+    assert str(estimate) == "9,016 bytes a token, 6.734 MB captured + 1.266 MB in pop_rows = 8.000 MB"
