@@ -22,15 +22,16 @@ from influence_synthetic import ROWS_IN_MICRO_BATCH, captured_rows, layout_of, p
 
 from influence import InfluenceTracer, TracerConfig
 
-PHASES = (
-    "grad_staging",
-    "hessian_solve",
-    "token_scoring",
-    "score_aggregation",
-    "other",
-    "all_gather",
-    "copy_to_host",
-)
+PHASES = {
+    "grad_staging": "of it, grad_staging",
+    "hessian_solve": "of it, hessian_solve",
+    "token_scoring": "of it, token_scoring",
+    "score_aggregation": "of it, score_aggregation",
+    "other": "of it, other",
+    "all_gather": "in grad_staging, all_gather",
+    "copy_to_host": "in score_aggregation, copy_to_host",
+}
+"""Each phase, and parts of phases, with its row's heading."""
 
 
 def dealt(num_rows: int, rank: int, num_ranks: int) -> list[int]:
@@ -113,10 +114,10 @@ def main() -> None:
         }
         lines = [
             [f"pop_rows on {num_ranks} ranks, ms", f"{times.median * 1e3:.2f} ± {times.spread * 1e3:.2f}"],
-            *([f"of it, {name}", f"{seconds * 1e3:.2f}"] for name, seconds in taken.items()),
+            *([PHASES[name], f"{seconds * 1e3:.2f}"] for name, seconds in taken.items()),
             ["share of the all-gather", f"{100 * taken['all_gather'] / times.median:.1f} %"],
             ["pop_rows of all rows on one, ms", f"{single.median * 1e3:.2f} ± {single.spread * 1e3:.2f}"],
-            ["relative difference of the scores", ", ".join(f"{error:.1e}" for error in errors)],
+            ["relative difference of each rank's scores", ", ".join(f"{error:.1e}" for error in errors)],
         ]
         publish(results, [table([f"{shapes.tokens:,} tokens", "value"], lines)], arguments.json)
     dist.barrier()

@@ -58,6 +58,14 @@ class MemoryEstimate:
         """The peak."""
         return self.captured_bytes + self.pop_rows_bytes
 
+    def __str__(self) -> str:
+        """One line with the sums that a reader wants first, in MB."""
+        captured, on_top, total = (
+            f"{number / 1e6:,.3f} MB"
+            for number in (self.captured_bytes, self.pop_rows_bytes, self.total_bytes)
+        )
+        return f"{self.bytes_per_token:,} bytes a token, {captured} captured + {on_top} in pop_rows = {total}"
+
 
 def estimate_memory(
     model: nn.Module,

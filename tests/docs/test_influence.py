@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from influence import TracerConfig
+from influence import MemoryEstimate, TracerConfig, estimate_memory
 from influence.config import ALIASES, CHOICES
 from influence.kernels import SLOT_ALIGNMENT
 from influence.layout import FactorLayout
@@ -191,6 +192,8 @@ def test_the_memory_is_what_the_page_shows(first: dict[str, Any], capsys: pytest
     assert f"    {capsys.readouterr().out.strip()}" == PAGE.partition(MEMORY)[2].split("\n")[2]
     for name in set(re.findall(r"`([a-z_]+_bytes)`", PAGE)):
         assert getattr(estimate, name) > 0
+    for name in (*(field.name for field in fields(MemoryEstimate)), *signature(estimate_memory).parameters):
+        assert re.search(rf"\b{name}\b", PAGE.partition("## Memory")[2]), name
     assert f"a multiple of {SLOT_ALIGNMENT})" in PAGE
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from influence import InfluenceTracer, TracerConfig, estimate_memory
+from influence import InfluenceTracer, MemoryEstimate, TracerConfig, estimate_memory
 from influence.config import TracerConfigError
 from influence.groups import GatheredRows, plan_groups
 from influence.kernels import SLOT_ALIGNMENT
@@ -181,3 +181,15 @@ def test_a_layer_that_runs_twice_doubles_the_factors() -> None:
         model(model(torch.randn(1, 32, 64))).sum().backward()
     (batch,) = tracer._capture.micro_batches
     assert sum(part.nbytes for part in batch.factors) == 2 * 32 * stated.bytes_per_token
+
+
+def test_an_estimate_is_printed_with_its_sums() -> None:
+    estimate = MemoryEstimate(
+        bytes_per_token=9016,
+        factors_bytes=6_000_000,
+        gradients_bytes=700_000,
+        signs_bytes=34_000,
+        weights_bytes=5,
+        pop_rows_bytes=1_266_000,
+    )
+    assert str(estimate) == "9,016 bytes a token, 6.734 MB captured + 1.266 MB in pop_rows = 8.000 MB"
