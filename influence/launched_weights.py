@@ -7,8 +7,6 @@ scores. Everywhere else `influence.weights.row_weights` does it all at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,12 @@ from torch import Tensor
 from influence import kernels
 from influence.config import TracerConfig
 from influence.groups import GatheredRows, GroupPlan
+from influence.interpolation import interpolates, is_mostly_interpolated
 from influence.layout import FactorLayout
 from influence.staging import HostCopy, to_device
 from influence.token_hessian import TokenFactors
 from influence.usable_range import has_contrast
-from influence.weights import INTERPOLATION_TOLERANCE, RowWeights, is_mostly_interpolated, row_weights
+from influence.weights import GroupStack, RowWeights, row_weights
 
 
 class LaunchedWeights:
@@ -54,27 +53,6 @@ class _Known(LaunchedWeights):
         return self._weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Groups:
-    """N groups of R responses."""
-
-    rows: NDArray[np.int64]
-    """[N, R], among those of all ranks."""
-    contrast: NDArray[np.float64]
-    """[N, R]."""
-    local: NDArray[np.int64]
-    """[N, R], among this rank's; -1 for another rank's."""
-    is_counted: NDArray[np.bool_]
-    """[N]: whether this rank counts the group."""
-
-    @classmethod
-    def of(cls, stack: Sequence[Sequence[int]], rows: GatheredRows) -> _Groups:
-        members = np.asarray(stack, dtype=np.int64)
-        is_local = (members >= rows.local.start) & (members < rows.local.stop)
-        contrast = np.asarray(rows.contrast, dtype=np.float64)[members]
-        return cls(members, contrast, np.where(is_local, members - rows.local.start, -1), is_local[:, 0])
-
-
 class _OnDevice(LaunchedWeights):
     def __init__(
         self, rows: GatheredRows, plan: GroupPlan, layout: FactorLayout, config: TracerConfig
@@ -86,12 +64,12 @@ class _OnDevice(LaunchedWeights):
         weights_nD = gradients_ND.new_zeros(num_local, layout.gradient_dim)
         is_finite_nM = gradients_ND.new_ones((num_local, len(layout.places)), dtype=torch.bool)
         super().__init__(weights_nD, is_finite_nM)
-        stacks = [_Groups.of(stack, rows) for stack in plan.stacks]
+        stacks = [GroupStack.of(stack, rows) for stack in plan.stacks]
         columns: list[NDArray[Any]] = [np.array([config.damping])]
         for groups in stacks:
             columns += [groups.rows, groups.contrast, groups.local]
         damping, *staged = to_device(columns, gradients_ND.device)
-        self._solved: list[tuple[_Groups, HostCopy]] = []
+        self._solved: list[tuple[GroupStack, HostCopy]] = []
         for index, groups in enumerate(stacks):
             rows_NR, contrast_NR, local_NR = staged[3 * index : 3 * index + 3]
             notes = solve_groups_into(
@@ -132,7 +110,7 @@ class _OnDevice(LaunchedWeights):
             is_scored_n[place] = (is_finite_MNR & has_contrast_MN[..., None]).any(0)[is_local]
             effective_dof += float(notes[..., -2].mean(0)[groups.is_counted].sum())
             if self._config.hessian != "identity" and not self._config.exclude_self:
-                interpolates_MN = _interpolates(total_MNR, contrast_MNR)
+                interpolates_MN = interpolates(total_MNR, contrast_MNR)
                 interpolated_dim_N = dim_M @ interpolates_MN[:, groups.is_counted]
                 num_interpolated += int(is_mostly_interpolated(interpolated_dim_N, self._layout).sum())
         return RowWeights(
@@ -159,10 +137,3 @@ def launch_row_weights(
     if config.hessian != "token" and kernels.solves_groups(rows.gradients, most_rows):
         return _OnDevice(rows, plan, layout, config)
     return _Known(row_weights(rows, plan, layout, config, factors))
-
-
-def _interpolates(total_MNR: NDArray[np.float64], contrast_MNR: NDArray[np.float64]) -> NDArray[np.bool_]:
-    has_contrast = contrast_MNR != 0
-    is_near = np.abs(total_MNR - contrast_MNR) < INTERPOLATION_TOLERANCE * np.abs(contrast_MNR)
-    found: NDArray[np.bool_] = (is_near | ~has_contrast).all(-1) & has_contrast.any(-1)
-    return found

@@ -21,17 +21,11 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class ModulePlace:
-    """The rows and columns of one module."""
+class ProjectedShape:
+    """Of a module's projected gradient."""
 
     k_out: int
     k_in: int
-    v_row: int
-    """Its first row of v in the factors."""
-    u_row: int
-    """Its first row of u in the factors."""
-    gradient_start: int
-    """Its first number in a flattened gradient."""
 
     @property
     def dim(self) -> int:
@@ -45,22 +39,24 @@ class ModulePlace:
 
 
 @dataclass(frozen=True, slots=True)
-class ShapeClass:
+class ModulePlace(ProjectedShape):
+    """The rows and columns of one module."""
+
+    v_row: int
+    """Its first row of v in the factors."""
+    u_row: int
+    """Its first row of u in the factors."""
+    gradient_start: int
+    """Its first number in a flattened gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeClass(ProjectedShape):
     """Modules of one shape; their gradients lie side by side from `gradient_start` on."""
 
-    k_out: int
-    k_in: int
     members: tuple[int, ...]
     """Indices of modules, increasing."""
     gradient_start: int
-
-    @property
-    def dim(self) -> int:
-        return self.k_out * self.k_in
-
-    @property
-    def scale(self) -> float:
-        return float(self.dim**-0.5)
 
     def of(self, gradients_RD: Tensor) -> Tensor:
         """The class's part of gradients or weights ``[..., D]``, a view ``[..., C, D_class]``."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -17,14 +16,12 @@ from torch import Tensor
 
 from influence.config import TracerConfig
 from influence.groups import GatheredRows, GroupPlan
+from influence.interpolation import interpolates, is_mostly_interpolated
 from influence.layout import FactorLayout
 from influence.solve import damping_strength, dual_weights, identity_weights, response_gram
 from influence.staging import to_device
 from influence.token_hessian import TokenFactors, solve_token_groups
 from influence.usable_range import UsableRange, has_contrast
-
-INTERPOLATION_TOLERANCE: Final = 0.05
-"""A response's total within this fraction of its own contrast counts as interpolated."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +127,7 @@ def solve_groups(
         is_finite=is_finite_MNR,
         is_scored=is_finite_MNR & has_contrast_MN1,
         total=total_MNS.sum(0),
-        is_interpolated=_interpolates(total_MNS, contrast_MNR) if may_interpolate else nothing_MN,
+        is_interpolated=interpolates(total_MNS, contrast_MNR) if may_interpolate else nothing_MN,
         effective_dof=dof_MN,
         used_floor=used_floor_MN,
     )
@@ -191,13 +188,6 @@ def module_numbers(layout: FactorLayout, device: torch.device) -> ModuleNumbers:
     return ModuleNumbers(*to_device(_module_columns(layout), device))
 
 
-def is_mostly_interpolated(
-    interpolated_dim_N: NDArray[np.float64], layout: FactorLayout
-) -> NDArray[np.bool_]:
-    """Whether a group interpolates, by the numbers of a gradient in modules whose systems do (bool [N])."""
-    return interpolated_dim_N > layout.gradient_dim / 2
-
-
 def _module_columns(layout: FactorLayout) -> list[list[float]]:
     return [
         [float(kind.dim) for kind in layout.classes for _ in kind.members],
@@ -211,11 +201,10 @@ def _row_weights(
     """The weights, and whether a system failed (which they need not show, with `floor_failures` off)."""
     num_local, num_modules, device = len(rows.local), len(layout.places), rows.gradients.device
     module_order = np.argsort([index for kind in layout.classes for index in kind.members])
-    stacks = [_Stack.of(stack, rows.local) for stack in plan.stacks]
-    contrast = np.asarray(rows.contrast, dtype=np.float64)
+    stacks = [GroupStack.of(stack, rows) for stack in plan.stacks]
     columns: list[ArrayLike] = [module_order, *_module_columns(layout)]
     for stack in stacks:
-        columns += [stack.rows, contrast[stack.rows], stack.places, stack.local]
+        columns += [stack.rows, stack.contrast, stack.places, stack.local_rows]
     order_M, dim_M, scale_M, *staged = to_device(columns, device)
     modules = ModuleNumbers(dim_M, scale_M)
 
@@ -248,10 +237,8 @@ def _row_weights(
     has_failed = False
     for stack in stacks:
         floors_N, interpolated_dim_N, dof_N, num_scored_NS, total_NS = (next(read) for _ in range(5))
-        total_n[stack.local], is_scored_n[stack.local] = (
-            total_NS[stack.places],
-            num_scored_NS[stack.places] > 0,
-        )
+        local, places = stack.local_rows, stack.places
+        total_n[local], is_scored_n[local] = total_NS[places], num_scored_NS[places] > 0
         has_failed |= bool(floors_N.any())
         num_floors += floors_N[stack.is_counted].sum()
         num_interpolated += is_mostly_interpolated(interpolated_dim_N[stack.is_counted], layout).sum()
@@ -269,24 +256,38 @@ def _row_weights(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Stack:
-    """N groups of R rows, of which L are local."""
+class GroupStack:
+    """N groups of R responses each."""
 
     rows: NDArray[np.int64]
-    """[N, R], among all rows."""
-    is_counted: NDArray[np.bool_]
-    """[N]: this rank has the group's first row."""
-    places: NDArray[np.int64]
-    """[L], of the local ones among the N R."""
+    """[N, R], among those of all ranks."""
+    contrast: NDArray[np.float64]
+    """[N, R]."""
     local: NDArray[np.int64]
-    """[L], of the same among this rank's rows."""
+    """[N, R], among this rank's; -1 for another rank's."""
 
     @classmethod
-    def of(cls, groups: Sequence[Sequence[int]], local: range) -> _Stack:
-        rows_NR = np.asarray(groups, dtype=np.int64)
-        is_local_NR = (rows_NR >= local.start) & (rows_NR < local.stop)
-        places_L = np.flatnonzero(is_local_NR)
-        return cls(rows_NR, is_local_NR[:, 0], places_L, rows_NR.reshape(-1)[places_L] - local.start)
+    def of(cls, groups: Sequence[Sequence[int]], rows: GatheredRows) -> GroupStack:
+        members = np.asarray(groups, dtype=np.int64)
+        is_local = (members >= rows.local.start) & (members < rows.local.stop)
+        contrast = np.asarray(rows.contrast, dtype=np.float64)[members]
+        return cls(members, contrast, np.where(is_local, members - rows.local.start, -1))
+
+    @property
+    def is_counted(self) -> NDArray[np.bool_]:
+        """[N]: this rank has the group's first row."""
+        is_counted: NDArray[np.bool_] = self.local[:, 0] >= 0
+        return is_counted
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """[L]: where the L local rows lie among the N R."""
+        return np.flatnonzero(self.local >= 0)
+
+    @property
+    def local_rows(self) -> NDArray[np.int64]:
+        """[L]: the same rows among this rank's."""
+        return self.local.reshape(-1)[self.places]
 
 
 def _on_host(parts: Sequence[Tensor]) -> tuple[NDArray[np.float64], list[int]]:
@@ -334,9 +335,3 @@ def _weighted_sums(blocks: Sequence[Tensor], alpha_MNSR: Tensor, dtype: torch.dt
         _modules(weights_NSD, start, count, dim).copy_(sums_CNSD.permute(1, 2, 0, 3))
         start += count * dim
     return weights_NSD
-
-
-def _interpolates(total_MNR: Tensor, contrast_MNR: Tensor) -> Tensor:
-    has_contrast = contrast_MNR != 0
-    is_near = (total_MNR - contrast_MNR).abs() < INTERPOLATION_TOLERANCE * contrast_MNR.abs()
-    return (is_near | ~has_contrast).all(-1) & has_contrast.any(-1)

@@ -319,21 +319,8 @@ def test_the_prediction_with_prompts_left_out() -> None:
 
 
 def prediction_with_prompts(**options: Any) -> float:
-    from tests.influence.test_causal import changes_of_objective, spearman, steps_along_tokens
-    from tests.influence.tiny_model import TinyTransformer, make_responses
-    from tests.influence.tracing import trace
+    from tests.influence.test_causal import rank_correlation
+    from tests.influence.tiny_model import make_responses
 
-    model = TinyTransformer(width=32, hidden=48, kv_width=16, seed=1)
     responses = [replace(r, advantage=1.0) for r in make_responses(num_responses=8, num_groups=1, seed=1)]
-    config = TracerConfig(
-        objective="log_prob",
-        contrast="accepted_minus_rejected",
-        exclude_self=False,
-        projection_dim_factor=1,
-        **options,
-    )
-    rows = trace(model, [responses], config)
-    scores = torch.cat([rows[r.row_id].scores for r in responses])
-    return spearman(
-        scores, changes_of_objective(model, responses, steps_along_tokens(model, responses, config))
-    )
+    return rank_correlation(responses, **options)

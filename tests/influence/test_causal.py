@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -81,30 +82,30 @@ def norm(tensors: dict[str, Tensor]) -> float:
     return float(sum((tensor**2).sum() for tensor in tensors.values()) ** 0.5)
 
 
+def rank_correlation(responses: list[Response], **options: object) -> float:
+    """How well (Spearman) the scores of a model of one group rank the changes that steps along tokens make."""
+    model = TinyTransformer(width=32, hidden=48, kv_width=16, seed=1)
+    config = TracerConfig(
+        objective="log_prob",
+        contrast="accepted_minus_rejected",
+        exclude_self=False,
+        projection_dim_factor=1,
+        **options,
+    )
+    rows = trace(model, [responses], config)
+    scores = torch.cat([rows[r.row_id].scores for r in responses])
+    steps = steps_along_tokens(model, responses, config)
+    return spearman(scores, changes_of_objective(model, responses, steps))
+
+
 @pytest.fixture(scope="module")
 def prediction() -> Callable[..., float]:
-    """How well (Spearman) scores rank the changes that steps along the tokens make."""
-    model = TinyTransformer(width=32, hidden=48, kv_width=16, seed=1)
     # Prompts of one token: every position that the weights act on is then a scored one.
     responses = [
         replace(r, tokens=r.tokens[r.prompt_length - 1 :], prompt_length=1, advantage=1.0)
         for r in make_responses(num_responses=8, num_groups=1, seed=1)
     ]
-
-    def predict(**options: object) -> float:
-        config = TracerConfig(
-            objective="log_prob",
-            contrast="accepted_minus_rejected",
-            exclude_self=False,
-            projection_dim_factor=1,
-            **options,
-        )
-        rows = trace(model, [responses], config)
-        scores = torch.cat([rows[r.row_id].scores for r in responses])
-        steps = steps_along_tokens(model, responses, config)
-        return spearman(scores, changes_of_objective(model, responses, steps))
-
-    return predict
+    return partial(rank_correlation, responses)
 
 
 def test_default_damping_predicts_the_change(prediction: Callable[..., float]) -> None:
