@@ -83,7 +83,7 @@ def norm(tensors: dict[str, Tensor]) -> float:
 
 
 def rank_correlation(responses: list[Response], **options: object) -> float:
-    """How well (Spearman) the scores of a model of one group rank the changes that steps along tokens make."""
+    """How well (Spearman) the scores of one group rank the changes that steps along its tokens make."""
     model = TinyTransformer(width=32, hidden=48, kv_width=16, seed=1)
     config = TracerConfig(
         objective="log_prob",
