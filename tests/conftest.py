@@ -18,6 +18,8 @@ os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # nor a profile of a cluster
 
 from hypothesis import settings  # noqa: E402
 
-# A slow machine is no failure.
-settings.register_profile("unhurried", deadline=None, print_blob=True)
-settings.load_profile("unhurried")
+# A slow machine is no failure. What is drawn is the same every time, so that a change is judged by what it
+# does; INFL_HYPOTHESIS=random draws anew, to look for what nobody has thought of.
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.register_profile("steady", settings.get_profile("random"), derandomize=True)
+settings.load_profile(os.environ.get("INFL_HYPOTHESIS", "steady"))

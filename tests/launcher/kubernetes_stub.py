@@ -321,6 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
         cut = stub.watches_cut
         lines = stub.logs[pod]  # a stream that is open goes on to its end also when the pod is removed
         while True:
+            has_ended = pod in stub.ended_logs  # asked first: what was written before the end is sent
             new = lines[position:]
             for at, text in new:
                 if at[:19] < since:
@@ -334,7 +335,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sent += len(piece)
                 self._chunk(piece)
             position += len(new)
-            if not request.query.get("follow") or pod in stub.ended_logs or stub.watches_cut != cut:
+            if not request.query.get("follow") or has_ended or stub.watches_cut != cut:
                 break
             time.sleep(0.01)
         self._end_stream()

@@ -349,7 +349,8 @@ SETTABLE = [
         st.none() | st.text(st.characters(categories=("L", "N", "Zs")), min_size=1, max_size=128),
     ),
     ("data.val_files", st.lists(st.text(st.characters(categories=("L", "N")), min_size=1), max_size=3)),
-    ("verl.trainer.test_freq", st.integers() | st.booleans() | st.none()),
+    # A number of more than 30 digits is refused, wherever it stands.
+    ("verl.trainer.test_freq", st.integers(-(10**29), 10**29) | st.booleans() | st.none()),
 ]
 
 
