@@ -24,6 +24,7 @@ from launcher.errors import BackendError
 from launcher.states import Phase
 from tests.launcher.kubernetes_objects import EVENTS, JOBS, PODS, RUN, condition, job, lab_run, pod
 from tests.launcher.kubernetes_stub import TOKEN, KubernetesStub, running_stub, status
+from tests.own_time import give_own_time
 
 WORKLOADS = "/apis/kueue.x-k8s.io/v1beta1/namespaces/lab/workloads"
 KUEUE = ("cluster.scheduler=kueue", "cluster.queue=research")
@@ -331,7 +332,7 @@ def test_a_refusal_after_an_answer_is_no_answer_for_a_minute(
 ) -> None:
     """A server that was restarted refuses until it knows its roles again."""
     clock = [1000.0]
-    monkeypatch.setattr(server_backend.time, "monotonic", lambda: clock[0])
+    give_own_time(monkeypatch, server_backend, monotonic=lambda: clock[0])
     put_job(stub, active=1, ready=1)
 
     def refuse(times: int = 1) -> None:

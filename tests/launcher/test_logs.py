@@ -28,6 +28,7 @@ from launcher.states import Phase
 from tests.launcher.fake_backend import fake_site
 from tests.launcher.local_run import GENEROUS_S, LocalRun, launcher, python_path, wait_for
 from tests.launcher.test_site import RUN, server, submitted
+from tests.own_time import give_own_time
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_following_a_run_that_waits_says_why_once_a_change(
         ]
     )
     monkeypatch.setattr(Place, "open", lambda *_: site)
-    monkeypatch.setattr(logs.time, "sleep", lambda _: next(polls)())
+    give_own_time(monkeypatch, logs, sleep=lambda _: next(polls)())
     assert run_launcher(["logs", RUN, "-f"]) == 0
     captured = capfd.readouterr()
     assert captured.out == "hello\n"

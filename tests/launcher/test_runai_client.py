@@ -26,6 +26,7 @@ from launcher.backends.runai_refusals import NameTakenError, NotThereError, Outc
 from launcher.errors import BackendError
 from launcher.profiles import RunaiAccess
 from tests.launcher.runai_stub import CLIENT_ID, CLIENT_SECRET, PROJECT, Fault, RunaiStub
+from tests.own_time import give_own_time
 
 ENVIRONMENT = {"RUNAI_CLIENT_ID": CLIENT_ID, "RUNAI_CLIENT_SECRET": CLIENT_SECRET}
 QUICK = Limits(connect_s=2, read_s=0.4, answer_s=0.5, answer_bytes=2**20, page_items=2, num_pages=5)
@@ -111,7 +112,7 @@ def test_a_token_is_renewed_before_it_ends(
     import launcher.backends.runai_client as module
 
     now_s = 1000.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
+    give_own_time(monkeypatch, module, monotonic=lambda: now_s)
     stub.token_lifetime_s = lifetime_s
     client.get("/api/v1/clusters")
     now_s += lifetime_s * 0.4

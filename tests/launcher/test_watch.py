@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.commands import submit
+from launcher import progress
+from launcher.commands import logs, status, submit
 from launcher.commands.options import Place
 from launcher.group import run as run_launcher
 from launcher.lifecycle import plan_submit, run_status
@@ -22,6 +23,7 @@ from launcher.states import Phase
 from tests.launcher.fake_backend import fake_site
 from tests.launcher.local_run import REPOSITORY
 from tests.launcher.test_site import RUN, server, some_run, submitted
+from tests.own_time import give_own_time
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *happens: Callable[[], object]) ->
         assert happening is not None, "it should have ended by now"
         happening()
 
-    monkeypatch.setattr("time.sleep", sleep)
+    for module in (progress, status, logs):
+        give_own_time(monkeypatch, module, sleep=sleep)
 
 
 def away_and_back(site: Site, *, polls: int = 3) -> list[Callable[[], object]]:

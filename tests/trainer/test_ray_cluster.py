@@ -16,6 +16,7 @@ from influence.train import ray_cluster
 from influence.train.ray_cluster import Node, lacking, ray_address
 from influence.train.refusal import FAILED, Refusal
 from influence.verl_engine.overrides import num_logical_cpus
+from tests.own_time import give_own_time
 from tests.trainer.conftest import resolve, run_document
 from tests.trainer.two_raylets import free_port
 
@@ -76,8 +77,7 @@ class FakeRay:
         self._comes_after, self._queue_goes_after = comes_after, queue_goes_after
         monkeypatch.setattr(ray_cluster, "_free_nodes", self._nodes)
         monkeypatch.setattr(ray_cluster, "_is_queue_taken", lambda: self.num_asked <= queue_goes_after)
-        monkeypatch.setattr(ray_cluster.time, "sleep", lambda seconds: self._wait(seconds))
-        monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: self._now_s)
+        give_own_time(monkeypatch, ray_cluster, sleep=self._wait, monotonic=lambda: self._now_s)
         self._now_s = 1000.0
 
     def _wait(self, seconds: float) -> None:
